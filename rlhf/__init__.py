@@ -1,0 +1,1 @@
+"""Preference-alignment methods: data, supervised fine-tuning, reward models, policies, evaluation."""

@@ -1,0 +1,1 @@
+"""Data: the embedded world, outside sources, canonical formats, expectations."""

@@ -1,0 +1,220 @@
+"""What Great Expectations asks of every kind of data, and its judgement on one table of measured rows."""
+
+# Great Expectations documents its names under `expectations` but does not list them in `__all__`:
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf.data.sources import REQUIRED
+from rlhf.params import ValidateParams
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from great_expectations import ExpectationSuite
+    from great_expectations.data_context.data_context.file_data_context import FileDataContext
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a suite found: the first reason of every broken row (by its place), and the outcome per expectation."""
+
+    reasons: dict[int, str]
+    passed: int
+    failed: list[str]
+    warnings: list[str]
+
+
+def open_context(folder: Path) -> FileDataContext:
+    """A file context of Great Expectations under `folder`, silent and without telemetry."""
+    # Read when the package is imported; also keeps it from any network access.
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="file", project_root_dir=folder)
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    return context
+
+
+def save_data_docs(folder: Path, report: Path) -> None:
+    """Replace the folder `report` by the HTML pages of the context under `folder`."""
+    site = folder / "gx" / "uncommitted" / "data_docs" / "local_site"
+    shutil.rmtree(report, ignore_errors=True)
+    shutil.copytree(site, report)
+
+
+def judge(context: FileDataContext, table: pd.DataFrame, suite: ExpectationSuite, stage: str) -> Judgement:
+    """Run a suite on a table with a checkpoint that adds a page to the Data Docs; `stage` names the page.
+
+    The table's column `row` tells which rows fail; a row's reason is that of the first expectation it fails.
+    """
+    import great_expectations as gx
+    from great_expectations.checkpoint.actions import UpdateDataDocsAction
+
+    name = f"{suite.name} {stage}"
+    asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
+    batch = asset.add_batch_definition_whole_dataframe(stage)
+    validation = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(
+            name=name,
+            validation_definitions=[validation],
+            actions=[UpdateDataDocsAction(name="data docs")],
+            result_format={
+                "result_format": "COMPLETE",
+                "unexpected_index_column_names": ["row"],
+                "include_unexpected_rows": False,
+            },
+        )
+    )
+    (result,) = checkpoint.run(batch_parameters={"dataframe": table}).run_results.values()
+    return _read_judgement(result.results)
+
+
+def _read_judgement(results: list[Any]) -> Judgement:
+    reasons: dict[int, str] = {}
+    failed: list[str] = []
+    warnings: list[str] = []
+    for result in results:
+        meta = result.expectation_config.meta
+        if result.exception_info.get("raised_exception"):
+            raise RuntimeError(f"{meta['name']}: {result.exception_info['exception_message']}")
+        if not result.success:
+            (warnings if meta["kind"] == "warning" else failed).append(meta["name"])
+        if meta["kind"] == "row":
+            for unexpected in result.result.get("unexpected_index_list") or []:
+                reasons.setdefault(int(unexpected["row"]), meta["name"])
+    return Judgement(reasons, len(results) - len(failed) - len(warnings), failed, warnings)
+
+
+def add_suite(context: FileDataContext, kind: str, expectations: list[Any]) -> ExpectationSuite:
+    """The suite of one kind in the context, under the kind's name."""
+    import great_expectations as gx
+
+    return context.suites.add(gx.ExpectationSuite(name=kind, expectations=expectations))
+
+
+def build_expectations(kind: str, limits: ValidateParams, context_length: int | None, has_answers: bool) -> list[Any]:
+    """The expectations of one kind, in the order in which they give a broken row its reason.
+
+    `meta.kind` is `row` (a failing row is set aside), `table` (stops the pipeline) or `warning`;
+    `context_length` is the base model's, in tokens, where it has one.
+    """
+    text_columns = REQUIRED[kind]
+    expectations = _schema(("row", "id", "split", *text_columns))
+    for column in text_columns:
+        expectations += _text_column(
+            column, limits.max_prompt_tokens if column == "prompt" else limits.max_completion_tokens
+        )
+    return [
+        *expectations,
+        *_whole_row(kind, context_length),
+        *_repeats(limits),
+        *_table(kind, limits, has_answers),
+    ]
+
+
+def _schema(columns: tuple[str, ...]) -> list[Any]:
+    from great_expectations import expectations as gxe
+
+    return [gxe.ExpectColumnToExist(column=column, meta=_meta("table", f"{column}_exists")) for column in columns]
+
+
+def _meta(kind: str, name: str) -> dict[str, str]:
+    return {"kind": kind, "name": name}
+
+
+def _row(name: str) -> dict[str, str]:
+    return _meta("row", name)
+
+
+def _is_true(column: str, name: str) -> Any:
+    from great_expectations import expectations as gxe
+
+    return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[True], meta=_row(name))
+
+
+def _text_column(column: str, max_tokens: int) -> list[Any]:
+    from great_expectations import expectations as gxe
+
+    return [
+        gxe.ExpectColumnValuesToNotBeNull(column=column, meta=_row(f"{column}_missing")),
+        gxe.ExpectColumnValuesToBeInSet(
+            column=f"{column}_form", value_set=["text", "messages"], meta=_row(f"{column}_not_text")
+        ),
+        gxe.ExpectColumnValueLengthsToBeBetween(column=column, min_value=1, meta=_row(f"{column}_empty")),
+        _is_true(f"{column}_turns", f"{column}_turns"),
+        gxe.ExpectColumnValuesToBeBetween(
+            column=f"{column}_tokens", max_value=max_tokens, meta=_row(f"{column}_too_long")
+        ),
+    ]
+
+
+def _whole_row(kind: str, context_length: int | None) -> list[Any]:
+    from great_expectations import expectations as gxe
+
+    checks = [_is_true("form_fits", "mixed_forms")]
+    if context_length is not None:
+        checks.append(
+            gxe.ExpectColumnValuesToBeBetween(
+                column="total_tokens", max_value=context_length, meta=_row("longer_than_context")
+            )
+        )
+    if kind == "preferences":
+        checks.append(
+            gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord(
+                column_list=["chosen", "rejected"],
+                ignore_row_if="any_value_is_missing",
+                meta=_row("chosen_equals_rejected"),
+            )
+        )
+    return [*checks, _is_true("numbers_fit", "not_a_number")]
+
+
+def _repeats(limits: ValidateParams) -> list[Any]:
+    from great_expectations import expectations as gxe
+
+    duplicate = gxe.ExpectColumnValuesToBeInSet(
+        column="is_duplicate", value_set=[False], mostly=1 - limits.max_duplicate_share, meta=_row("duplicate")
+    )
+    leak = gxe.ExpectColumnValuesToBeInSet(column="leaks", value_set=[False], meta=_row("leak"))
+    repeated = gxe.ExpectColumnValuesToBeInSet(column="repeats_id", value_set=[False], meta=_row("repeated_id"))
+    return [leak, duplicate, repeated]
+
+
+def _table(kind: str, limits: ValidateParams, has_answers: bool) -> list[Any]:
+    from great_expectations import expectations as gxe
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    checks: list[Any] = [
+        gxe.ExpectTableRowCountToBeBetween(min_value=limits.min_rows, meta=_meta("table", "too_few_rows")),
+        gxe.ExpectColumnDistinctValuesToEqualSet(
+            column="split", value_set=["train", "test"], meta=_meta("table", "empty_split")
+        ),
+    ]
+    if kind == "preferences":
+        share, bias = limits.max_contradiction_share, limits.max_length_bias
+        checks += [
+            gxe.ExpectColumnValuesToBeInSet(
+                column="is_contradicted", value_set=[False], mostly=1 - share, meta=_meta("table", "contradictions")
+            ),
+            gxe.ExpectColumnMeanToBeBetween(
+                column="longer_chosen",
+                max_value=bias,
+                severity=FailureSeverity.WARNING,
+                meta=_meta("warning", "length_bias"),
+            ),
+        ]
+    if has_answers:
+        checks.append(
+            gxe.ExpectColumnUniqueValueCountToBeBetween(
+                column="answer", min_value=2, severity=FailureSeverity.WARNING, meta=_meta("warning", "single_answer")
+            )
+        )
+    return checks

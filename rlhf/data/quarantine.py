@@ -1,0 +1,192 @@
+"""Telling sound rows from broken ones, the figures about both, and when the pipeline must stop."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf.data.expectations import Judgement, add_suite, build_expectations, judge
+from rlhf.data.files import read_file
+from rlhf.data.formats import Row
+from rlhf.data.measurements import add_pair_columns, measure
+from rlhf.params import ValidateParams
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from great_expectations.data_context.data_context.file_data_context import FileDataContext
+    from transformers import PreTrainedTokenizerBase
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every kind is held against; `context_length` is the base model's, in tokens, or None."""
+
+    limits: ValidateParams
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int | None
+    expectations: FileDataContext
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One kind sorted: sound rows by split, broken rows with `reason` and `split`, figures, and what stops us."""
+
+    kept: dict[str, list[Row]]
+    quarantined: list[Row]
+    metrics: dict[str, Any]
+    problems: list[str]
+
+
+def read_prepared(folder: Path, root: Path) -> dict[str, list[Row]]:
+    """The rows of both splits; an empty file has none. Raises UserError for a missing or malformed file."""
+    rows: dict[str, list[Row]] = {}
+    for split in SPLITS:
+        path = folder / f"{split}.jsonl"
+        is_empty = path.exists() and path.stat().st_size == 0
+        rows[split] = [] if is_empty else read_file(path, str(path.relative_to(root))).rows
+    return rows
+
+
+def sift_rows(rows: dict[str, list[Row]], kind: str, yardstick: Yardstick) -> Outcome:
+    """Set the broken rows of one kind aside and judge what is left.
+
+    Every row read is either kept or quarantined, and a quarantined row has one reason: the first check it fails.
+    """
+    table = measure(rows, kind, yardstick.tokenizer)
+    expectations = build_expectations(kind, yardstick.limits, yardstick.context_length, "answer" in table)
+    suite = add_suite(yardstick.expectations, kind, expectations)
+    as_read = judge(yardstick.expectations, table, suite, "as read")
+    sound = table.loc[~table["row"].isin(list(as_read.reasons))].copy()
+    if kind == "preferences":
+        add_pair_columns(sound)  # a row whose opposite was set aside is contradicted no more
+    final = as_read if len(sound) == len(table) else judge(yardstick.expectations, sound, suite, "kept")
+    listed = list(zip(table["id"], table["split"], (row for split in rows.values() for row in split), strict=True))
+    kept = {
+        split: [row for i, (_, of, row) in enumerate(listed) if of == split and i not in as_read.reasons]
+        for split in rows
+    }
+    quarantined = [
+        _label(listed[i][2], listed[i][0], listed[i][1], reason) for i, reason in sorted(as_read.reasons.items())
+    ]
+    metrics = _figures(kind, len(table), sound, as_read, final)
+    problems = _problems(kind, metrics, as_read, table, yardstick.limits)
+    if not problems:
+        problems = [f"{kind}: the rows kept fail the expectation {name}; see reports/validate" for name in final.failed]
+    return Outcome(kept, quarantined, metrics | {"success": not problems}, problems)
+
+
+def _label(row: Row, identity: str, split: str, reason: str) -> Row:
+    """The row with its reason first; columns of its own by our names move to `source_<name>`."""
+    own = {
+        (f"source_{name}" if name in ("reason", "split") else name): value
+        for name, value in row.items()
+        if name != "id"
+    }
+    return {"id": identity, "reason": reason, "split": split, **own}
+
+
+def _figures(kind: str, read: int, sound: Any, as_read: Judgement, final: Judgement) -> dict[str, Any]:
+    # `sound` is a table; pandas' own types are unions that no checker follows.
+    reasons = Counter(as_read.reasons.values())
+    figures: dict[str, Any] = {
+        "rows_read": read,
+        "rows_kept": len(sound),
+        "rows_quarantined": sum(reasons.values()),
+        "quarantined": dict(sorted(reasons.items())),
+        "kept": {split: int((sound["split"] == split).sum()) for split in SPLITS},
+        "duplicate_share": reasons["duplicate"] / read if read else 0.0,
+        "longest_prompt_tokens": int(sound["prompt_tokens"].max()) if len(sound) else 0,
+        "expectations_as_read": {"passed": as_read.passed, "failed": as_read.failed},
+        "expectations_kept": {"passed": final.passed, "failed": final.failed},
+        "warnings": final.warnings,
+    }
+    if kind == "preferences":
+        lengths = sound["longer_chosen"].dropna()
+        figures["contradiction_share"] = float(sound["is_contradicted"].mean()) if len(sound) else 0.0
+        figures["length_bias"] = float(lengths.mean()) if len(lengths) else None
+    if "answer" in sound and len(sound):
+        figures["commonest_answer_share"] = float(sound["answer"].value_counts(normalize=True).iloc[0])
+    return figures
+
+
+def _problems(
+    kind: str, metrics: dict[str, Any], as_read: Judgement, table: pd.DataFrame, limits: ValidateParams
+) -> list[str]:
+    """What stops the pipeline, one sentence each; duplicates have a gate of their own."""
+    read, duplicates = metrics["rows_read"], metrics["quarantined"].get("duplicate", 0)
+    broken = metrics["rows_quarantined"] - duplicates
+    file = f"data/quarantine/{kind}.jsonl"
+    if not read:
+        return [f"{kind}: data/prepared/{kind} has no rows; give prepare.data.{kind} a source with rows"]
+    examples = _commonest(as_read, table)
+    if not metrics["rows_kept"]:
+        return [f"{kind}: all {read} rows are quarantined ({examples}); read {file} and mend the source"]
+    if broken / read > limits.max_quarantined_share:
+        problem = (
+            f"{kind}: {broken} of {read} rows ({broken / read:.1%}) are broken, above validate.max_quarantined_share "
+            f"{limits.max_quarantined_share:g} ({examples}); read {file} and mend the source, or raise the limit"
+        )
+        return [problem]
+    problems: list[str] = []
+    if metrics["duplicate_share"] > limits.max_duplicate_share:
+        problems.append(
+            f"{kind}: {duplicates} of {read} rows repeat another, above validate.max_duplicate_share "
+            f"{limits.max_duplicate_share:g} ({examples}); drop the repeats listed in {file}, or raise the limit"
+        )
+    return problems + _problems_of_kept(kind, metrics, examples, limits)
+
+
+def _problems_of_kept(kind: str, metrics: dict[str, Any], examples: str, limits: ValidateParams) -> list[str]:
+    problems: list[str] = []
+    contradicted = metrics.get("contradiction_share", 0.0)
+    if contradicted > limits.max_contradiction_share:
+        problems.append(
+            f"{kind}: {contradicted:.1%} of the rows kept are contradicted by another row, above "
+            f"validate.max_contradiction_share {limits.max_contradiction_share:g}; "
+            "settle which answer wins, or raise the limit"
+        )
+    if metrics["rows_kept"] < limits.min_rows:
+        problems.append(
+            f"{kind}: {metrics['rows_kept']} rows are left of {metrics['rows_read']}, fewer than validate.min_rows "
+            f"{limits.min_rows}; add rows or lower it"
+        )
+    for split in (split for split, count in metrics["kept"].items() if not count):
+        problems.append(
+            f"{kind}: no row is left for {split} ({examples or 'none was prepared'}); "
+            f"change prepare.data.{kind}.test_share or add rows"
+        )
+    return problems
+
+
+def _commonest(as_read: Judgement, table: pd.DataFrame, shown: int = 3) -> str:
+    """The most frequent reasons, each with its count and up to three row ids."""
+    counts = Counter(as_read.reasons.values())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:shown]
+    ids = table["id"].tolist()
+    parts: list[str] = []
+    for reason, count in ordered:
+        rows = [ids[row] for row in sorted(as_read.reasons) if as_read.reasons[row] == reason][:shown]
+        parts.append(f"{reason} {count}, such as {' '.join(rows)}")
+    return "; ".join(parts)
+
+
+def find_shared_prompts(kept: dict[str, dict[str, list[Row]]]) -> list[str]:
+    """Warnings about evaluation prompts on which demonstrations or preferences train: scores there flatter."""
+    held_out = {_key(row["prompt"]) for row in kept.get("prompts", {}).get("test", [])}
+    warnings: list[str] = []
+    for kind in ("sft", "preferences"):
+        seen = {_key(row["prompt"]) for row in kept.get(kind, {}).get("train", [])} & held_out
+        if seen:
+            warnings.append(
+                f"{kind}: {len(seen)} of {len(held_out)} evaluation prompts also stand in its training rows"
+            )
+    return warnings
+
+
+def _key(prompt: Any) -> str:
+    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)

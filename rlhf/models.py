@@ -1,0 +1,169 @@
+"""Loading, saving and adapting models, and the settings every trainer shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf.errors import UserError
+from rlhf.params import AdapterParams, TrainingParams
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+MERGE_TOLERANCE = 1e-3
+"""How far merged logits may lie from the adapter's, in units of the largest logit."""
+
+
+def set_determinism(seed: int) -> None:
+    """Seed every generator and ask torch for algorithms that give the same bits twice."""
+    import torch
+    from transformers import set_seed
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling every fresh buffer with NaN would take most of TRL's loss; it finds bugs and changes no result.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    set_seed(seed)
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; where it has no padding token, the end token pads.
+
+    Raises UserError where the folder holds no tokenizer or the tokenizer has no end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no tokenizer ({_first_line(error)}); give a model folder or a hub id") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {folder} has no end token; set eos_token in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal(folder: Path | str, precision: str = "fp32", adapter: AdapterParams | None = None) -> PreTrainedModel:
+    """The language model of a folder, in evaluation mode, quantised if `adapter` says so. Raises UserError."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, folder, precision, quantization_config=quantisation(adapter)).eval()
+
+
+def load_scorer(folder: Path | str, precision: str = "fp32", adapter: AdapterParams | None = None) -> PreTrainedModel:
+    """A model with one score per text; a causal folder gets a fresh head. Raises UserError where there is none."""
+    from transformers import AutoModelForSequenceClassification
+
+    settings = {"num_labels": 1, "quantization_config": quantisation(adapter)}
+    return _load(AutoModelForSequenceClassification, folder, precision, **settings).eval()
+
+
+def quantisation(adapter: AdapterParams | None) -> BitsAndBytesConfig | None:
+    """How an adapter's base model is quantised (QLoRA), None for not at all. Raises UserError where it cannot be."""
+    if adapter is None or adapter.quantise is None:
+        return None
+    import importlib.util
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available():
+        raise UserError(
+            f"adapter.quantise is {adapter.quantise!r} but this machine lacks a CUDA device or the package "
+            "bitsandbytes; install it there, or set adapter.quantise to null"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=adapter.quantise,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _load(auto_class: Any, folder: Path | str, precision: str, **settings: Any) -> Any:
+    import torch
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    try:
+        model = auto_class.from_pretrained(folder, dtype=dtype, **settings)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder} is no model that transformers can load ({_first_line(error)}); "
+            "give a folder with config.json and model.safetensors, or a hub id"
+        ) from error
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(folder).pad_token_id
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights, configuration and tokenizer, nothing else, so that equal models have equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def lora_config(adapter: AdapterParams, task: str) -> LoraConfig:
+    """PEFT's configuration of an adapter; `task` is PEFT's task type, `CAUSAL_LM` or `SEQ_CLS`."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules,
+        task_type=task,
+    )
+
+
+def merge_adapter(model: Any, sample: dict[str, Any]) -> PreTrainedModel:
+    """Fold a PEFT adapter into its base model and check that the logits on `sample` stay.
+
+    Raises UserError where merging moves a logit by more than MERGE_TOLERANCE of the largest one.
+    """
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        before = model(**sample).logits.float()
+    merged = model.merge_and_unload()
+    with torch.inference_mode():
+        after = merged(**sample).logits.float()
+    drift = ((before - after).abs().max() / before.abs().max().clamp_min(1e-6)).item()
+    if not drift <= MERGE_TOLERANCE:
+        raise UserError(
+            f"merging the adapter moves logits by {drift:.1e} of their size, more than {MERGE_TOLERANCE:g}; "
+            "train in fp32 or without quantisation"
+        )
+    return merged
+
+
+def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[str, Any]:
+    """Arguments common to all of TRL's configurations; every default that bites is set."""
+    return {
+        "output_dir": str(folder),
+        "seed": seed,
+        "data_seed": seed,
+        "learning_rate": section.learning_rate,
+        "lr_scheduler_type": section.lr_scheduler,
+        "warmup_steps": section.warmup_share if section.warmup_share < 1 else 0.999,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "per_device_train_batch_size": section.batch_size,
+        "per_device_eval_batch_size": section.batch_size,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
+        "gradient_checkpointing": section.gradient_checkpointing,
+        "bf16": section.precision == "bf16",
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 10,
+        "dataloader_pin_memory": False,
+    }

@@ -1,0 +1,98 @@
+"""Preference pairs as token ids, and how a reward model reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf.data.formats import Row
+from rlhf.encoding import encode_answer, pad_batch
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Encoded pairs: `ids` and `prompts` name the rows, `dropped` counts those longer than the limit."""
+
+    ids: list[str]
+    prompts: list[str]
+    chosen: list[list[int]]
+    rejected: list[list[int]]
+    dropped: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def sample(self, count: int, seed: int) -> Pairs:
+        """At most `count` pairs drawn without replacement, in their order."""
+        chosen = np.random.default_rng(seed).permutation(len(self))[:count]
+        rows = sorted(chosen.tolist())
+        columns = (self.ids, self.prompts, self.chosen, self.rejected)
+        ids, prompts, better, worse = ([column[row] for row in rows] for column in columns)
+        return Pairs(ids, prompts, better, worse, self.dropped)
+
+
+def encode_pairs(tokenizer: Any, rows: Sequence[Row], max_length: int) -> Pairs:
+    """Encode both answers of each row; a pair with an answer longer than `max_length` tokens is dropped and counted."""
+    pairs = Pairs([], [], [], [], 0)
+    for row in rows:
+        chosen, rejected = (encode_answer(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected"))
+        if max(len(chosen), len(rejected)) <= max_length:
+            pairs.ids.append(row["id"])
+            pairs.prompts.append(json.dumps(row["prompt"], ensure_ascii=False))
+            pairs.chosen.append(chosen)
+            pairs.rejected.append(rejected)
+    return Pairs(pairs.ids, pairs.prompts, pairs.chosen, pairs.rejected, len(rows) - len(pairs))
+
+
+@contextmanager
+def captured_states(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Collect what the score head of `model` is fed: (batch, tokens, dimensions), the last hidden states only."""
+    states: list[torch.Tensor] = []
+    handle = model.score.register_forward_pre_hook(lambda _head, inputs: states.append(inputs[0]))
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+def pool_last(states: torch.Tensor, input_ids: torch.Tensor, padding: int) -> torch.Tensor:
+    """The states (batch, dimensions) at the token where transformers reads the score: the last that is no padding."""
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    last = (positions * (input_ids != padding)).argmax(-1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def read_answers(model: Any, sequences: Sequence[list[int]], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (answers,) and embeddings (answers, dimensions) of encoded answers, in the order given."""
+    padding = model.config.pad_token_id
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    scores, embeddings = [], []
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        batch = pad_batch([sequences[index] for index in order[start : start + batch_size]], padding)
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        with torch.inference_mode(), captured_states(model) as states:
+            scores.append(model(**batch, use_cache=False).logits.float().squeeze(-1).cpu())
+            embeddings.append(pool_last(states[0], batch["input_ids"], padding).float().cpu())
+    model.train(was_training)
+    back = np.argsort(order)
+    return torch.cat(scores).numpy()[back], torch.cat(embeddings).numpy()[back]
+
+
+def score_margins(model: Any, pairs: Pairs, batch_size: int) -> np.ndarray:
+    """Score of the chosen minus score of the rejected answer, (pairs,)."""
+    scores, _ = read_answers(model, [*pairs.chosen, *pairs.rejected], batch_size)
+    return scores[: len(pairs)] - scores[len(pairs) :]
+
+
+def embed_differences(model: Any, pairs: Pairs, batch_size: int) -> np.ndarray:
+    """Embedding of the chosen minus embedding of the rejected answer, (pairs, dimensions)."""
+    _, embeddings = read_answers(model, [*pairs.chosen, *pairs.rejected], batch_size)
+    return embeddings[: len(pairs)] - embeddings[len(pairs) :]

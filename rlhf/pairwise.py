@@ -1,0 +1,197 @@
+"""Training on preference pairs: the objectives, TRL's reward trainer with its loss replaced, a ledger of the pairs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn.functional import softplus
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import RewardConfig, RewardTrainer
+
+from rlhf.curves import Log
+from rlhf.encoding import pad_batch
+from rlhf.models import load_scorer, lora_config, save_model, set_determinism, trainer_settings
+from rlhf.pairs import Pairs, captured_states, pool_last, score_margins
+from rlhf.params import RewardParams
+from rlhf.selective import mass_schedule, selective_loss
+from rlhf.training import CurveReporter, evaluation_steps, fold_adapter
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """What an objective sees of one batch; shapes (pairs, dimensions) and (pairs,)."""
+
+    differences: torch.Tensor
+    margins: torch.Tensor
+    mass: float
+    label_weight: float
+    generator: torch.Generator
+
+
+Objective = Callable[[PairBatch], tuple[torch.Tensor, torch.Tensor]]
+"""Batch in; loss and the share of each label that was used, (pairs,), out."""
+
+
+def bradley_terry(batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of -log sigmoid(margin): every label is believed."""
+    return softplus(-batch.margins).mean(), torch.ones_like(batch.margins)
+
+
+def selective(batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels that contradict the predictions on pairs nearby are left out (rlhf.selective)."""
+    return selective_loss(batch.differences, batch.margins, batch.mass, batch.label_weight, batch.generator)
+
+
+OBJECTIVES: dict[str, Objective] = {"bradley_terry": bradley_terry, "selective": selective}
+
+
+@dataclass
+class Ledger:
+    """What happened to each training pair: its last margin, and the mean share of its label used while dropping."""
+
+    margins: np.ndarray
+    kept: np.ndarray
+    visits: np.ndarray
+    figures: dict[str, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def blank(cls, count: int) -> Ledger:
+        return cls(np.full(count, np.nan), np.zeros(count), np.zeros(count))
+
+    def enter(self, rows: np.ndarray, margins: np.ndarray, kept: np.ndarray, mass: float) -> None:
+        """Note one batch; shares count only once mass is below 1, before that everything is kept."""
+        self.margins[rows] = margins
+        if mass < 1:
+            self.kept[rows] += kept
+            self.visits[rows] += 1
+        batch = {"mass": mass, "accuracy": float((margins > 0).mean()), "margin": float(margins.mean())}
+        for name, value in batch.items():
+            self.figures.setdefault(name, []).append(value)
+
+    def mean_kept(self) -> np.ndarray:
+        """(pairs,) between 0 and 1; 1 for pairs not visited while labels were dropped."""
+        return np.where(self.visits > 0, self.kept / np.maximum(self.visits, 1), 1.0)
+
+    def take_figures(self) -> dict[str, float]:
+        """Means since the last call."""
+        means = {name: float(np.mean(values)) for name, values in self.figures.items()}
+        self.figures.clear()
+        return means
+
+
+class PairwiseTrainer(RewardTrainer):
+    """TRL's reward trainer with another loss; set `section`, `noise_rate`, `generator` and `ledger` before training."""
+
+    section: RewardParams
+    noise_rate: float
+    generator: torch.Generator
+    ledger: Ledger
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        rows = inputs.pop("rows").cpu().numpy()
+        with captured_states(self.accelerator.unwrap_model(model)) as states:
+            outputs = model(**inputs, use_cache=False)
+        embeddings = pool_last(states[0], inputs["input_ids"], self.processing_class.pad_token_id).float()
+        chosen, rejected = embeddings.detach().chunk(2)
+        chosen_scores, rejected_scores = outputs.logits.float().squeeze(-1).chunk(2)
+        margins = chosen_scores - rejected_scores
+        section = self.section
+        mass = mass_schedule(self.state.epoch or 0.0, section.warmup_epochs, section.ramp_epochs, self.noise_rate)
+        batch = PairBatch(chosen - rejected, margins, mass, section.label_weight, self.generator)
+        loss, kept = OBJECTIVES[section.objective](batch)
+        self.ledger.enter(rows, margins.detach().cpu().numpy(), kept.cpu().numpy(), mass)
+        return (loss, outputs) if return_outputs else loss
+
+
+class HeldOutCurve(TrainerCallback):
+    """Logs loss and accuracy on held-out pairs, whose labels are as noisy as those in training, at even steps."""
+
+    def __init__(self, model: Any, pairs: Pairs, section: RewardParams, log: Log) -> None:
+        self._measure = lambda: measure_margins(score_margins(model, pairs, section.batch_size))
+        self._evaluations = section.evaluations
+        self._log = log
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step in evaluation_steps(state.max_steps, self._evaluations):
+            self._log({f"held_out_{name}": value for name, value in self._measure().items()}, state.global_step)
+
+
+def measure_margins(margins: np.ndarray) -> dict[str, float]:
+    """Accuracy (ties count half), AUROC over both orientations, Bradley-Terry loss and mean of margins (pairs,)."""
+    from sklearn.metrics import roc_auc_score
+
+    both = np.concatenate([margins, -margins])
+    return {
+        "accuracy": float(np.mean((margins > 0) + 0.5 * (margins == 0))),
+        "auroc": float(roc_auc_score(np.repeat([1, 0], len(margins)), both)),
+        "loss": float(np.mean(np.logaddexp(0, -margins))),
+        "margin": float(np.mean(margins)),
+    }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to train: start, data, objective's noise rate, and where the result goes."""
+
+    start: Path
+    tokenizer: Any
+    train: Pairs
+    test: Pairs | None
+    noise_rate: float
+    model: Path
+
+
+def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[Any, Ledger]:
+    """Train one score model, fold its adapter, save it, and return it with the ledger of its training pairs."""
+    set_determinism(seed)
+    model = load_fresh_scorer(job, section)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = trainer_settings(section, seed, Path(folder))
+        trainer = _build_trainer(section, job, model, settings)
+        trainer.section, trainer.noise_rate = section, job.noise_rate
+        trainer.generator = torch.Generator().manual_seed(seed)
+        trainer.ledger = Ledger.blank(len(job.train))
+        trainer.add_callback(CurveReporter(log, trainer.ledger.take_figures))
+        if job.test is not None and len(job.test):
+            trainer.add_callback(HeldOutCurve(trainer.model, job.test, section, log))
+        trainer.train()
+    sample = pad_batch(job.train.chosen[:8], job.tokenizer.pad_token_id)
+    merged = fold_adapter(trainer.model, section.adapter, sample, lambda: load_scorer(job.start))
+    save_model(merged, job.tokenizer, job.model)
+    return merged, trainer.ledger
+
+
+def load_fresh_scorer(job: Job, section: RewardParams) -> Any:
+    """The starting model with a score head of zeros: no answer is preferred before a label has been seen."""
+    model = load_scorer(job.start, adapter=section.adapter)
+    model.config.pad_token_id = job.tokenizer.pad_token_id
+    torch.nn.init.zeros_(model.score.weight)
+    return model
+
+
+def _build_trainer(section: RewardParams, job: Job, model: Any, settings: dict[str, Any]) -> PairwiseTrainer:
+    rows = {"chosen_ids": job.train.chosen, "rejected_ids": job.train.rejected, "row": list(range(len(job.train)))}
+    padding = job.tokenizer.pad_token_id
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        sequences = [item["chosen_ids"] for item in items] + [item["rejected_ids"] for item in items]
+        return {**pad_batch(sequences, padding), "rows": torch.tensor([item["row"] for item in items])}
+
+    return PairwiseTrainer(
+        model=model,
+        # Longer pairs are left out, and counted, already: TRL would drop them without a word.
+        args=RewardConfig(**settings, num_train_epochs=section.epochs, max_length=None, remove_unused_columns=False),
+        data_collator=collate,
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=job.tokenizer,
+        peft_config=lora_config(section.adapter, "SEQ_CLS") if section.adapter else None,
+    )

@@ -1,0 +1,91 @@
+"""The mathematics of policy gradients as pure functions of tensors; masks are 1 on response tokens, 0 elsewhere.
+
+Symbols: log π is the policy's log-probability of a sampled token, r a reward, V a value, A an advantage. All
+tensors are (batch, tokens) unless stated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over tokens whose mask is 1; zero where there are none."""
+    return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Values at mean 0 and standard deviation 1 over the masked tokens; zero elsewhere."""
+    centred = values - masked_mean(values, mask)
+    variance = masked_mean(centred.square(), mask)
+    return centred * torch.rsqrt(variance + 1e-8) * mask
+
+
+def token_log_probs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """log π of `tokens` under `logits` (batch, tokens, vocabulary) that were sampled at `temperature`."""
+    scaled = logits.float() / temperature
+    return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+
+
+def entropy(logits: Tensor, temperature: float) -> Tensor:
+    """The entropy in nats of each next-token distribution, from `logits` (batch, tokens, vocabulary)."""
+    log_probs = (logits.float() / temperature).log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor, estimator: str) -> Tensor:
+    """Per-token estimate of KL(π ‖ π_ref) in nats from tokens that π sampled.
+
+    With d = log π − log π_ref: `k1` is d (unbiased, can be negative), `k2` is d²/2 (biased, low variance), `k3` is
+    exp(−d) − 1 + d (unbiased, never negative). Source: J. Schulman, "Approximating KL Divergence", 2020.
+    """
+    difference = log_probs - reference_log_probs
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return difference.square() / 2
+    return torch.exp(-difference) - 1 + difference
+
+
+def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """A_t = Σ_k (γλ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} − V_t; the value after the last response token is 0.
+
+    Responses start at column 0 and are padded on the right. Source: Schulman et al., arXiv 1506.02438, eq. 16.
+    """
+    values = values * mask
+    advantages = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(following)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = (delta + gamma * gae_lambda * following) * mask[:, t]
+        advantages[:, t] = following
+        next_value = values[:, t]
+    return advantages
+
+
+def clipped_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """−min(ρA, clip(ρ, 1 − ε, 1 + ε)A), meant over response tokens. Source: Schulman et al., arXiv 1707.06347, eq. 7.
+
+    The log-ratio is masked before it is exponentiated: padding may hold anything.
+    """
+    ratio = torch.exp((log_probs - old_log_probs) * mask)
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
+    return -masked_mean(torch.minimum(unclipped, clipped), mask)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """½ max((V − G)², (V_clipped − G)²), meant over response tokens; V_clipped stays within `clip` of the old V."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    worse = torch.maximum((values - returns).square(), (near - returns).square())
+    return 0.5 * masked_mean(worse, mask)
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """−β·KL on every response token, plus the answer's score (batch,) on its last one."""
+    rewards = -beta * kl * mask
+    last = mask.sum(1).long().clamp_min(1) - 1
+    rewards[torch.arange(len(rewards)), last] += scores
+    return rewards

@@ -1,0 +1,200 @@
+"""The mathematics of selective reward modelling: exact partial optimal transport and the loss built on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment, linprog
+from scipy.sparse import csr_array, eye_array, kron, vstack
+from torch.nn.functional import softplus
+
+WHOLE = 1e-9
+"""A mass within this distance of a whole number of samples counts as whole."""
+
+
+def transport_plan(cost: torch.Tensor, mass: float) -> torch.Tensor:
+    r"""Solve the partial optimal transport problem between two uniform distributions exactly.
+
+    .. math::
+        \gamma = \arg\min_\gamma \langle \gamma, C \rangle
+        \quad s.t. \quad \gamma \geq 0, \quad \gamma 1 \leq 1/B, \quad \gamma^T 1 \leq 1/B', \quad 1^T \gamma 1 = m
+
+    where :math:`C` is the cost and :math:`m` the mass. For :math:`B = B'` and whole :math:`k = m B` this is the
+    k-cardinality assignment problem, solved by adding :math:`B - k` dummy rows and columns of cost 0 that must not
+    meet each other. The least cost is a convex function of :math:`m` with kinks only at whole :math:`k`, therefore a
+    fractional :math:`m B` is solved by mixing the plans of the two whole numbers around it. For :math:`B \neq B'`
+    the linear programme itself is solved.
+
+    Parameters
+    ----------
+    cost : torch.Tensor, shape (B, B'), floating point
+        Cost of moving row i to column j; may be negative.
+    mass : float in (0, 1]
+        Total mass to transport.
+
+    Returns
+    -------
+    plan : torch.Tensor, shape (B, B')
+        Optimal plan on the device and in the dtype of `cost`, without gradient; the same cost gives the same plan.
+
+    Raises
+    ------
+    ValueError
+        If `cost` is no finite floating-point matrix with at least one entry, or `mass` lies outside (0, 1].
+
+    Examples
+    --------
+    >>> transport_plan(torch.tensor([[0.0, 2.0], [2.0, 5.0]]), 0.5)
+    tensor([[0.5000, 0.0000],
+            [0.0000, 0.0000]])
+    >>> transport_plan(torch.tensor([[0.0, 2.0], [2.0, 5.0]]), 1.0)
+    tensor([[0.0000, 0.5000],
+            [0.5000, 0.0000]])
+
+    References
+    ----------
+    .. [1] Chapel, L., Alaya, M. Z. and Gasso, G. (2020). Partial optimal transport with applications on
+       positive-unlabeled learning. NeurIPS 33.
+    .. [2] Dell'Amico, M. and Martello, S. (1997). The k-cardinality assignment problem. Discrete Applied
+       Mathematics 76.
+    """
+    _check_plan_input(cost, mass)
+    values = cost.detach().to("cpu", torch.float64).numpy()
+    solve = _solve_square if values.shape[0] == values.shape[1] else _solve_rectangular
+    return torch.from_numpy(solve(values, mass)).to(cost.device, cost.dtype)
+
+
+def _check_plan_input(cost: torch.Tensor, mass: float) -> None:
+    if not isinstance(cost, torch.Tensor) or not cost.is_floating_point():
+        found = str(cost.dtype) if isinstance(cost, torch.Tensor) else type(cost).__name__
+        raise ValueError(f"cost is {found}; pass a torch tensor of a floating-point dtype")
+    if cost.ndim != 2 or cost.numel() == 0:
+        raise ValueError(f"cost has shape {tuple(cost.shape)}; pass a matrix (B, B') with at least one row and column")
+    if not torch.isfinite(cost).all():
+        raise ValueError("cost holds NaN or infinite entries; if they come from a model, lower its learning rate")
+    if not 0 < mass <= 1:
+        raise ValueError(f"mass is {mass}; choose the share of samples to transport in (0, 1], e.g. 1 - noise rate")
+
+
+def _solve_square(cost: np.ndarray, mass: float) -> np.ndarray:
+    size = len(cost)
+    units = mass * size
+    whole = int(np.floor(units + WHOLE))
+    share = units - whole
+    plan = np.zeros_like(cost)
+    if whole:
+        plan[_assign(cost, whole)] += 1 if share < WHOLE else 1 - share
+    if share >= WHOLE:
+        plan[_assign(cost, whole + 1)] += share
+    return plan / size
+
+
+def _assign(cost: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the cheapest `count` pairs that share no row and no column."""
+    size = len(cost)
+    padded = np.zeros((2 * size - count, 2 * size - count))
+    padded[:size, :size] = cost
+    padded[size:, size:] = np.inf
+    rows, columns = linear_sum_assignment(padded)
+    real = (rows < size) & (columns < size)
+    return rows[real], columns[real]
+
+
+def _solve_rectangular(cost: np.ndarray, mass: float) -> np.ndarray:
+    rows, columns = cost.shape
+    row_sums = kron(eye_array(rows), np.ones((1, columns)))
+    column_sums = kron(np.ones((1, rows)), eye_array(columns))
+    limits = np.concatenate([np.full(rows, 1 / rows), np.full(columns, 1 / columns)])
+    constraints = csr_array(vstack([row_sums, column_sums]))
+    scale = np.abs(cost).max() or 1.0
+    everything = csr_array(np.ones((1, cost.size)))
+    solution = linprog(cost.ravel() / scale, constraints, limits, everything, [mass], method="highs")
+    if solution.x is None:
+        raise ValueError(f"the solver found no plan of mass {mass} ({solution.message}); use as many rows as columns")
+    return np.clip(solution.x, 0, None).reshape(cost.shape)
+
+
+def mass_schedule(epoch: float, warmup_epochs: float, ramp_epochs: float, noise_rate: float) -> float:
+    """The mass at a (fractional) epoch: 1 while warming up, then linearly down to `1 - noise_rate`.
+
+    A cold model cannot tell wrong labels from right ones and would drop samples at random; hence the ramp.
+    """
+    if epoch < warmup_epochs:
+        return 1.0
+    done = 1.0 if ramp_epochs == 0 else min(1.0, (epoch - warmup_epochs) / ramp_epochs)
+    return 1.0 - noise_rate * done
+
+
+def selective_loss(
+    differences: torch.Tensor, margins: torch.Tensor, mass: float, label_weight: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""The pairwise selective loss: labels that contradict predictions nearby are left out.
+
+    Each pair is turned around at random, :math:`o_i = \pm 1`, so that labels :math:`y_i = (o_i + 1) / 2` differ. With
+    :math:`z_i = o_i (h^w_i - h^l_i)` and :math:`d_i = r^w_i - r^l_i`
+
+    .. math::
+        S_{ij} = \|z_i - z_j\|^2 / \max S, \quad L_{ij} = BCE(\sigma(o_i d_i), y_j) = \log(1 + e^{-o_i o_j d_i}),
+        \quad C = S + \kappa L
+
+    and the loss is :math:`\langle \gamma^*, S / \kappa + L \rangle / m`, with :math:`\gamma^*` the partial transport
+    plan of :math:`C` and mass :math:`m`. By the envelope theorem the plan needs no gradient. :math:`S` gets none
+    either: with embeddings that are trained it would be made small by moving all answers to one point. For
+    :math:`m = 1` and a plan on the diagonal the loss is Bradley-Terry's mean of :math:`-\log \sigma(d_i)`.
+
+    Parameters
+    ----------
+    differences : torch.Tensor, shape (B, D)
+        Embedding of the chosen minus embedding of the rejected answer.
+    margins : torch.Tensor, shape (B,)
+        Reward of the chosen minus reward of the rejected answer.
+    mass : float in (0, 1]
+        Share of the batch that is kept.
+    label_weight : float > 0
+        :math:`\kappa`. Small: pairs are matched with themselves and the loss is small-loss trimming. Large: predictions
+        are matched with whatever label agrees, near or far.
+    generator : torch.Generator
+        Draws the orientations; on the CPU.
+
+    Returns
+    -------
+    loss : torch.Tensor, scalar
+    kept : torch.Tensor, shape (B,)
+        Share of each pair's label that the plan uses, between 0 (left out) and 1, without gradient.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, a value is not finite, or `mass` or `label_weight` is out of range.
+
+    References
+    ----------
+    .. [1] Pan et al. (2026). Optimal Transport for LLM Reward Modeling from Noisy Preference. arXiv 2605.06036;
+       the published method is pointwise, the pairwise form is this project's (docs/methods/selectiverm.md).
+    """
+    _check_loss_input(differences, margins, label_weight)
+    size = len(margins)
+    turns = torch.randint(0, 2, (size,), generator=generator).mul(2).sub(1)
+    turns = turns.to(margins.device, margins.dtype)
+    semantic = _semantic_cost(differences.detach().to(margins.dtype) * turns[:, None])
+    label = softplus(-turns[:, None] * turns[None, :] * margins[:, None])
+    plan = transport_plan(semantic + label_weight * label.detach(), mass)
+    loss = (plan * (semantic / label_weight + label)).sum() / mass
+    return loss, size * plan.sum(0)
+
+
+def _check_loss_input(differences: torch.Tensor, margins: torch.Tensor, label_weight: float) -> None:
+    if differences.ndim != 2 or margins.shape != differences.shape[:1]:
+        raise ValueError(
+            f"differences {tuple(differences.shape)} and margins {tuple(margins.shape)} do not fit; "
+            "pass (B, D) and (B,) of the same batch"
+        )
+    if not (label_weight > 0 and np.isfinite(label_weight)):
+        raise ValueError(f"label_weight is {label_weight}; choose a positive number, e.g. 1")
+
+
+def _semantic_cost(oriented: torch.Tensor) -> torch.Tensor:
+    """Squared distances of (B, D) points, divided by the largest; exactly 0 on the diagonal."""
+    distances = torch.cdist(oriented, oriented, compute_mode="donot_use_mm_for_euclid_dist").square()
+    largest = distances.max()
+    return distances / largest if largest > 0 else distances

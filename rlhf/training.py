@@ -1,0 +1,109 @@
+"""What supervised trainers share: reporting curves, evaluating at even steps, and going back to the best step."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhf.curves import Log
+from rlhf.models import merge_adapter
+from rlhf.params import AdapterParams
+
+DURATIONS = ("_time", "runtime", "per_second", "total_flos")
+"""Parts of the trainer's metric names that differ between equal runs."""
+
+
+class CurveReporter(TrainerCallback):
+    """Passes the trainer's figures to a Log: numbers only, no durations, `held_out_` instead of `eval_`."""
+
+    def __init__(self, log: Log, extra: Callable[[], Mapping[str, float]] = dict) -> None:
+        self._log = log
+        self._extra = extra
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        figures = {
+            name.replace("eval_", "held_out_"): float(value)
+            for name, value in (logs or {}).items()
+            if isinstance(value, (int, float)) and not any(part in name for part in DURATIONS)
+        }
+        if "train_loss" in figures:
+            return
+        extra = {} if any(name.startswith("held_out_") for name in figures) else self._extra()
+        self._log({**figures, **extra}, state.global_step)
+
+
+def evaluation_steps(total: int, evaluations: int) -> set[int]:
+    """Evenly spaced steps, the last one among them."""
+    return {max(1, round(total * part / evaluations)) for part in range(1, evaluations + 1)}
+
+
+class EarlyStopping(TrainerCallback):
+    """Evaluates at even steps, remembers the weights of the lowest held-out loss, stops when patience is spent.
+
+    The best weights wait in CPU memory (the trained ones only, so an adapter is small), not in checkpoints.
+    """
+
+    def __init__(self, model: torch.nn.Module, evaluations: int, patience: int) -> None:
+        self._model = model
+        self._evaluations = evaluations
+        self._patience = patience
+        self._best: dict[str, torch.Tensor] = {}
+        self.best_loss = math.inf
+        self.best_step = 0
+        self._failures = 0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_evaluate = state.global_step in evaluation_steps(state.max_steps, self._evaluations)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        loss = (metrics or {})["eval_loss"]
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self._failures = loss, state.global_step, 0
+            self._best = {name: value.detach().to("cpu", copy=True) for name, value in self._trained()}
+        else:
+            self._failures += 1
+            control.should_training_stop = self._failures >= self._patience
+
+    def restore(self) -> None:
+        """Put the best weights back; nothing happens where nothing was evaluated."""
+        with torch.no_grad():
+            for name, value in self._trained():
+                if name in self._best:
+                    value.copy_(self._best[name])
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, value) for name, value in self._model.named_parameters() if value.requires_grad]
+
+
+def fold_adapter(
+    model: Any, adapter: AdapterParams | None, sample: dict[str, torch.Tensor], reload: Callable[[], PreTrainedModel]
+) -> PreTrainedModel:
+    """The trained model without an adapter: merged, the logits on `sample` checked; a full model as it is.
+
+    A quantised base would round the merged weights, so the adapter moves to the unquantised base that `reload` loads.
+    """
+    model.eval()
+    if adapter is None:
+        return model
+    if adapter.quantise:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = PeftModel.from_pretrained(reload(), folder)
+    device = next(model.parameters()).device
+    return merge_adapter(model, {name: value.to(device) for name, value in sample.items()})
+
+
+def sample_batch(tokenizer: Any) -> dict[str, torch.Tensor]:
+    """One short text as model input: what a merge is checked on."""
+    encoded = tokenizer("1 + 1 = 2", return_tensors="pt")
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}

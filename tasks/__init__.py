@@ -1,0 +1,1 @@
+"""One module per DVC stage, and the harness around them."""

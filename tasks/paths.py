@@ -1,0 +1,63 @@
+"""Where every stage reads and writes, relative to the repository's root."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = ("sft", "preferences", "prompts")
+"""The kinds of data, each a folder with `train.jsonl` and `test.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files of one workspace; `root` holds dvc.yaml."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def prepared(self) -> Path:
+        return self.root / "data" / "prepared"
+
+    @property
+    def validated(self) -> Path:
+        return self.root / "data" / "validated"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "data" / "quarantine"
+
+    @property
+    def mlruns(self) -> Path:
+        return self.root / "mlruns"
+
+    @property
+    def state(self) -> Path:
+        """Locks, spool and checkpoints: what DVC and git do not track."""
+        return self.root / ".alignflow"
+
+    def rows(self, kind: str, split: str) -> Path:
+        """The validated rows of one kind (`sft`, `preferences`, `prompts`) and split (`train`, `test`)."""
+        return self.validated / kind / f"{split}.jsonl"
+
+    def model(self, stage: str, name: str | None = None) -> Path:
+        return self.root / "models" / stage / (name or "")
+
+    def report(self, stage: str, name: str | None = None) -> Path:
+        return self.root / "reports" / stage / (name or "")
+
+    def metrics(self, stage: str, name: str | None = None) -> Path:
+        return self.root / "metrics" / (f"{stage}/{name}.json" if name else f"{stage}.json")
+
+
+def find_root() -> Path:
+    """The workspace: DVC_ROOT where DVC runs us, else the nearest folder upwards with a dvc.yaml."""
+    if "DVC_ROOT" in os.environ:
+        return Path(os.environ["DVC_ROOT"])
+    here = Path.cwd().resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)

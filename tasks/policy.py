@@ -1,0 +1,28 @@
+"""Stage `policy`: one policy of `policies` in params.yaml, trained from the SFT model."""
+
+from __future__ import annotations
+
+from rlhf.curves import CurveRecorder, Log, write_json
+from rlhf.errors import UserError
+from rlhf.params import Params
+from rlhf.policies import PolicyFiles, train_policy
+from tasks.paths import Paths
+
+
+def run(params: Params, paths: Paths, log: Log, name: str) -> None:
+    """Train the policy `name` and save it. Raises UserError where params.yaml has no such policy."""
+    if name not in params.policies:
+        raise UserError(f"no policy {name!r} in params.yaml; it has {', '.join(params.policies)}")
+    from rlhf.models import load_tokenizer, save_model
+
+    files = PolicyFiles(
+        sft=paths.model("sft"),
+        reward=paths.model("reward"),
+        prompts=paths.rows("prompts", "train"),
+        preferences=paths.rows("preferences", "train"),
+    )
+    curves = CurveRecorder(log)
+    model = train_policy(params.policies[name], files, params.seed, curves)
+    save_model(model, load_tokenizer(files.sft), paths.model("policy", name))
+    curves.write(paths.report("policy", name) / "curves.csv")
+    write_json(paths.metrics("policy", name), curves.rows[max(curves.rows)])

@@ -1,0 +1,53 @@
+"""Stage `prepare`: rows of every kind from the world or from outside, and the base model."""
+
+from __future__ import annotations
+
+from rlhf.curves import CurveRecorder, Log, write_json
+from rlhf.data.formats import Row, write_rows
+from rlhf.data.splits import prepare_source
+from rlhf.data.world import World, make_world
+from rlhf.params import Params
+from tasks.paths import KINDS, Paths
+
+WORLD = "world"
+
+
+def run(params: Params, paths: Paths, log: Log) -> None:
+    """Write training and test rows of each kind, and the base model with its tokenizer."""
+    section = params.prepare
+    sources = {kind: getattr(section.data, kind) for kind in KINDS}
+    uses_world = section.base_model == WORLD or any(source and source.kind == WORLD for source in sources.values())
+    world = make_world(section.world, params.seed) if uses_world else None
+    counts: dict[str, int] = {}
+    for kind, source in sources.items():
+        train, test = _rows_of(kind, source, world, params, paths)
+        for split, rows in (("train", train), ("test", test)):
+            write_rows(paths.prepared / kind / f"{split}.jsonl", rows)
+            counts[f"{kind}_{split}_rows"] = len(rows)
+    curves = CurveRecorder(log)
+    _make_base_model(params, paths, world, curves)
+    curves.write(paths.report("prepare") / "curves.csv")
+    write_json(paths.metrics("prepare"), counts)
+
+
+def _rows_of(kind: str, source: object, world: World | None, params: Params, paths: Paths) -> tuple[list[Row], list[Row]]:
+    if source is None:
+        return [], []
+    if getattr(source, "kind", None) == WORLD and world is not None:
+        return getattr(world, kind)
+    return prepare_source(source, kind, paths.root, params.seed)
+
+
+def _make_base_model(params: Params, paths: Paths, world: World | None, log: Log) -> None:
+    """Pretrain on the world, or bring the named model into the workspace."""
+    from rlhf.models import save_model
+
+    if params.prepare.base_model == WORLD and world is not None:
+        from rlhf.pretraining import pretrain
+
+        model, tokenizer = pretrain(params.prepare.world.pretraining, world.texts, params.seed, log)
+    else:
+        from rlhf.base_models import load_base
+
+        model, tokenizer = load_base(params.prepare.base_model, paths.root)
+    save_model(model, tokenizer, paths.model("base"))

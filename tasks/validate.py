@@ -1,0 +1,60 @@
+"""The stage `validate`: sound rows go on, broken rows are set aside with their reason, too many stop the pipeline."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+from rlhf.curves import Log, write_json
+from rlhf.data.expectations import open_context, save_data_docs
+from rlhf.data.formats import write_rows
+from rlhf.data.quarantine import SPLITS, Outcome, Yardstick, find_shared_prompts, read_prepared, sift_rows
+from rlhf.errors import UserError
+from rlhf.models import load_tokenizer
+from rlhf.params import Params
+from tasks.paths import KINDS, Paths
+
+logger = logging.getLogger(__name__)
+
+
+def run(params: Params, paths: Paths, _log: Log) -> None:
+    """Read data/prepared, write data/validated, data/quarantine, reports/validate and metrics/validate.json.
+
+    Quarantine, report and metrics are written before a gate raises UserError; data/validated only if all pass.
+    """
+    present = [kind for kind in KINDS if getattr(params.prepare.data, kind) is not None]
+    prepared = {kind: read_prepared(paths.prepared / kind, paths.root) for kind in present}
+    base = paths.model("base")
+    tokenizer = load_tokenizer(base)
+    with tempfile.TemporaryDirectory() as folder:
+        context = open_context(Path(folder))
+        yardstick = Yardstick(params.validate_, tokenizer, _context_length(base), context)
+        outcomes = {kind: sift_rows(prepared[kind], kind, yardstick) for kind in present}
+        save_data_docs(Path(folder), paths.report("validate"))
+    for kind in KINDS:
+        write_rows(paths.quarantine / f"{kind}.jsonl", outcomes[kind].quarantined if kind in outcomes else [])
+    problems = [problem for outcome in outcomes.values() for problem in outcome.problems]
+    write_json(paths.metrics("validate"), _metrics(outcomes, problems))
+    if problems:
+        raise UserError("\n".join(problems))
+    for kind in KINDS:
+        for split in SPLITS:
+            write_rows(paths.rows(kind, split), outcomes[kind].kept[split] if kind in outcomes else [])
+
+
+def _metrics(outcomes: dict[str, Outcome], problems: list[str]) -> dict[str, object]:
+    warnings = [f"{kind}: {name}" for kind, outcome in outcomes.items() for name in outcome.metrics["warnings"]]
+    warnings += find_shared_prompts({kind: outcome.kept for kind, outcome in outcomes.items()})
+    for warning in warnings:
+        logger.warning("%s", warning)
+    figures = {kind: outcome.metrics for kind, outcome in outcomes.items()}
+    return {**figures, "warnings": warnings, "problems": problems, "success": not problems}
+
+
+def _context_length(base: Path) -> int | None:
+    """How many tokens the base model can read, where its configuration says so."""
+    path = base / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return config.get("max_position_embeddings") or config.get("n_positions")

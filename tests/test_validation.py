@@ -1,0 +1,353 @@
+"""The stage `validate`: which rows it sets aside and why, what stops it, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.curves import no_log
+from rlhf.data.expectations import open_context
+from rlhf.data.formats import Row, read_rows, with_ids, write_rows
+from rlhf.data.quarantine import Outcome, Yardstick, find_shared_prompts, read_prepared, sift_rows
+from rlhf.errors import UserError
+from rlhf.models import load_tokenizer
+from rlhf.params import DataParams, Params, PrepareParams, ValidateParams, WorldSource
+from tasks.paths import Paths
+from tasks.validate import run
+
+CHAT = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "{{ m.content }} {% endfor %}"
+)
+WORDS = [f"w{number}" for number in range(40)]
+
+
+def limits(**changes: Any) -> ValidateParams:
+    values: dict[str, Any] = {
+        "max_quarantined_share": 1.0,
+        "max_prompt_tokens": 8,
+        "max_completion_tokens": 8,
+        "min_rows": 1,
+        "max_duplicate_share": 1.0,
+        "max_contradiction_share": 1.0,
+        "max_length_bias": 1.0,
+    }
+    return ValidateParams(**values | changes)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Paths:
+    """A workspace with a base model's tokenizer (a word is a token) and configuration, and sound rows of each kind."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    paths = Paths(tmp_path)
+    words = ["<unk>", "<eos>", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]  stub lacks the setter
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", chat_template=CHAT)
+    fast.save_pretrained(paths.model("base"))
+    (paths.model("base") / "config.json").write_text(
+        '{"model_type": "llama", "max_position_embeddings": 12}', encoding="utf-8"
+    )
+    for kind in ("sft", "preferences", "prompts"):
+        put(
+            paths,
+            kind,
+            [sound(kind, number) for number in range(12)],
+            [sound(kind, number) for number in range(20, 24)],
+        )
+    return paths
+
+
+def turns(*contents: Any, role: str = "user") -> list[Row]:
+    return [{"role": role, "content": content} for content in contents]
+
+
+def sound(kind: str, number: int) -> Row:
+    answers: dict[str, Row] = {"sft": {"completion": "w1 w2"}, "preferences": {"chosen": "w1", "rejected": "w2 w3"}}
+    return {"prompt": f"w{number} w5"} | answers.get(kind, {"answer": str(number)})
+
+
+def put(paths: Paths, kind: str, train: list[Row], test: list[Row]) -> None:
+    for split, rows in (("train", train), ("test", test)):
+        write_rows(paths.prepared / kind / f"{split}.jsonl", with_ids(rows))
+
+
+def add(paths: Paths, kind: str, *rows: Row) -> None:
+    path = paths.prepared / kind / "train.jsonl"
+    write_rows(path, [*read_rows(path), *with_ids(rows)])
+
+
+def check(paths: Paths, preferences: bool = True, **changes: Any) -> dict[str, Any]:
+    """Run the stage with the given limits and return its metrics."""
+    world = WorldSource(kind="world")
+    data = DataParams(sft=world, preferences=world if preferences else None, prompts=world)
+    run(
+        Params.model_construct(prepare=PrepareParams.model_construct(data=data), validate_=limits(**changes)),
+        paths,
+        no_log,
+    )
+    return json.loads(paths.metrics("validate").read_text(encoding="utf-8"))
+
+
+def sift(paths: Paths, kind: str, **changes: Any) -> Outcome:
+    """Judge one kind alone, which is faster than the stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = open_context(Path(folder))
+        yardstick = Yardstick(limits(**changes), load_tokenizer(paths.model("base")), 12, context)
+        return sift_rows(read_prepared(paths.prepared / kind, paths.root), kind, yardstick)
+
+
+def reasons(paths: Paths, kind: str) -> list[str]:
+    return [row["reason"] for row in read_rows(paths.quarantine / f"{kind}.jsonl")]
+
+
+def test_sound_rows_pass_unchanged(workspace: Paths) -> None:
+    metrics = check(workspace)
+    for kind in ("sft", "preferences", "prompts"):
+        assert reasons(workspace, kind) == []
+        assert metrics[kind]["rows_read"] == metrics[kind]["rows_kept"] == 16
+        assert metrics[kind]["expectations_kept"]["failed"] == []
+        for split in ("train", "test"):
+            prepared = workspace.prepared / kind / f"{split}.jsonl"
+            assert workspace.rows(kind, split).read_bytes() == prepared.read_bytes()
+    assert metrics["success"] is True
+    assert (workspace.report("validate") / "index.html").exists()
+
+
+BROKEN: list[tuple[str, Row, str]] = [
+    ("sft", {"prompt": None, "completion": "w1"}, "prompt_missing"),
+    ("sft", {"completion": "w1"}, "prompt_missing"),
+    ("sft", {"prompt": 7, "completion": "w1"}, "prompt_not_text"),
+    ("sft", {"prompt": ["w1"], "completion": "w1"}, "prompt_not_text"),
+    ("sft", {"prompt": " \n", "completion": "w1"}, "prompt_empty"),
+    ("sft", {"prompt": "w1 " * 9, "completion": "w1"}, "prompt_too_long"),
+    ("sft", {"prompt": "w1", "completion": None}, "completion_missing"),
+    ("sft", {"prompt": "w1", "completion": float("nan")}, "completion_missing"),
+    ("sft", {"prompt": "w1", "completion": True}, "completion_not_text"),
+    ("sft", {"prompt": "w1", "completion": ""}, "completion_empty"),
+    ("sft", {"prompt": "w1", "completion": "w1 " * 9}, "completion_too_long"),
+    ("sft", {"prompt": "w1 " * 6, "completion": "w1 " * 6}, "longer_than_context"),
+    ("sft", {"prompt": "w1", "completion": [{"role": "assistant", "content": "w1"}]}, "mixed_forms"),
+    (
+        "sft",
+        {"prompt": [{"role": "user", "content": "w1"}], "completion": [{"role": "assistant", "content": "w1"}]},
+        "mixed_forms",
+    ),
+    ("sft", {"prompt": "w20 w5", "completion": "w9"}, "leak"),
+    ("preferences", {"prompt": "w1", "chosen": "w1", "rejected": None}, "rejected_missing"),
+    ("preferences", {"prompt": "w1", "chosen": 1, "rejected": "w1"}, "chosen_not_text"),
+    ("preferences", {"prompt": "w1", "chosen": "w1", "rejected": "w1 "}, "chosen_equals_rejected"),
+    ("preferences", {"prompt": "w1", "chosen": "w1", "rejected": "w1 " * 9}, "rejected_too_long"),
+    ("preferences", {"prompt": "w20 w5", "chosen": "w1", "rejected": "w2"}, "leak"),
+    ("preferences", sound("preferences", 3), "duplicate"),
+    ("prompts", {"prompt": "w1 " * 9}, "prompt_too_long"),
+    ("prompts", {"prompt": {"text": "w1"}}, "prompt_not_text"),
+    ("prompts", {"prompt": "w3 w5", "answer": "7"}, "duplicate"),
+]
+
+
+def test_broken_rows_are_set_aside_with_reason_and_id(workspace: Paths) -> None:
+    for kind, row, _ in BROKEN:
+        add(workspace, kind, row)
+    metrics = check(workspace)
+    for kind in ("sft", "preferences", "prompts"):
+        expected = [(with_ids([row])[0]["id"], reason) for of, row, reason in BROKEN if of == kind]
+        found = read_rows(workspace.quarantine / f"{kind}.jsonl")
+        assert [(row["id"], row["reason"]) for row in found] == expected
+        assert {row["split"] for row in found} == {"train"}
+        assert metrics[kind]["quarantined"] == Counter(reason for _, reason in expected)
+        assert metrics[kind]["rows_read"] == metrics[kind]["rows_kept"] + metrics[kind]["rows_quarantined"]
+        kept = [row for split in ("train", "test") for row in read_rows(workspace.rows(kind, split))]
+        assert len(kept) == metrics[kind]["rows_kept"] == 16
+        assert metrics[kind]["expectations_kept"]["failed"] == []
+        assert metrics[kind]["expectations_as_read"]["failed"]
+
+
+def test_quarantined_rows_keep_all_their_columns(workspace: Paths) -> None:
+    add(
+        workspace, "sft", {"prompt": None, "completion": "w1", "reason": "own", "truth_good": False, "extra": [1, None]}
+    )
+    (row,) = sift(workspace, "sft").quarantined
+    assert row["reason"] == "prompt_missing"
+    assert row["source_reason"] == "own"
+    assert (row["truth_good"], row["extra"], row["completion"]) == (False, [1, None], "w1")
+
+
+def test_a_margin_must_be_a_number(workspace: Paths) -> None:
+    rows = [sound("preferences", number) | {"margin": 1.5} for number in range(4)]
+    put(workspace, "preferences", [*rows, {**rows[0], "prompt": "w9", "margin": "1.5"}], [{**rows[0], "prompt": "w30"}])
+    assert [row["reason"] for row in sift(workspace, "preferences").quarantined] == ["not_a_number"]
+
+
+def test_conversations_need_known_roles_in_order(workspace: Paths) -> None:
+    answer = turns("w1", role="assistant")
+    broken: list[tuple[Row, str]] = [
+        ({"prompt": [], "completion": answer}, "prompt_empty"),
+        ({"prompt": turns("w1", None), "completion": answer}, "prompt_turns"),
+        ({"prompt": turns("w1", role="narrator"), "completion": answer}, "prompt_turns"),
+        ({"prompt": turns("w1") + answer, "completion": answer}, "prompt_turns"),
+        ({"prompt": turns("w1") + turns("w2", role="system") + turns("w3"), "completion": answer}, "prompt_turns"),
+        ({"prompt": turns("w1") + turns("w2", role="tool"), "completion": answer}, "prompt_turns"),
+        ({"prompt": turns("w1"), "completion": turns("w1")}, "completion_turns"),
+        ({"prompt": turns("w1 " * 9), "completion": answer}, "prompt_too_long"),
+        ({"prompt": "w1", "completion": "w2"}, "mixed_forms"),
+    ]
+    intact = [
+        {"prompt": turns("w0", role="system") + turns(f"w{number}"), "completion": answer} for number in range(20)
+    ]
+    put(workspace, "sft", [*intact[:16], *(row for row, _ in broken)], intact[16:])
+    assert [row["reason"] for row in sift(workspace, "sft").quarantined] == [reason for _, reason in broken]
+
+
+def test_conversations_need_a_chat_template(workspace: Paths) -> None:
+    (workspace.model("base") / "chat_template.jinja").unlink()
+    put(workspace, "prompts", [{"prompt": turns("w1")}], [{"prompt": turns("w2")}])
+    with pytest.raises(UserError, match=r"no chat template; choose a chat model in prepare.base_model"):
+        sift(workspace, "prompts")
+
+
+def test_two_annotators_may_agree_and_one_may_not_repeat_himself(workspace: Paths) -> None:
+    verdict = sound("preferences", 30) | {"annotator": "ann"}
+    add(workspace, "preferences", verdict, verdict | {"annotator": "bob"}, verdict | {"source_id": 9})
+    outcome = sift(workspace, "preferences")
+    assert [(row["reason"], row["source_id"]) for row in outcome.quarantined] == [("duplicate", 9)]
+    assert outcome.metrics["duplicate_share"] == pytest.approx(1 / 19)
+
+
+def test_one_id_for_two_contents(workspace: Paths) -> None:
+    path = workspace.prepared / "sft" / "train.jsonl"
+    write_rows(path, [*read_rows(path), {**sound("sft", 30), "id": "same"}, {**sound("sft", 31), "id": "same"}])
+    assert [(row["reason"], row["id"]) for row in sift(workspace, "sft").quarantined] == [("repeated_id", "same")]
+
+
+def test_too_many_duplicates_stop(workspace: Paths) -> None:
+    add(workspace, "preferences", *[sound("preferences", 3)] * 4)
+    assert sift(workspace, "preferences", max_quarantined_share=0.0, max_duplicate_share=0.2).problems == []
+    (problem,) = sift(workspace, "preferences", max_duplicate_share=0.19).problems
+    assert "4 of 20 rows repeat another, above validate.max_duplicate_share 0.19 (duplicate 4, such as " in problem
+
+
+def test_contradictions_stay_up_to_the_limit(workspace: Paths) -> None:
+    turned = [sound("preferences", n) | {"chosen": "w2 w3", "rejected": "w1"} for n in range(4)]
+    add(workspace, "preferences", *turned)
+    outcome = sift(workspace, "preferences", max_contradiction_share=0.4)
+    assert (outcome.quarantined, outcome.problems) == ([], [])
+    assert outcome.metrics["contradiction_share"] == pytest.approx(8 / 20)
+    (problem,) = sift(workspace, "preferences", max_contradiction_share=0.39).problems
+    assert "40.0% of the rows kept are contradicted" in problem
+    assert "max_contradiction_share 0.39" in problem
+
+
+def test_length_bias_only_warns(workspace: Paths) -> None:
+    longer = [{"prompt": f"w{n}", "chosen": "w1 w2", "rejected": "w1"} for n in range(4)]
+    add(workspace, "preferences", *longer, {"prompt": "w9", "chosen": "w1", "rejected": "w3"})
+    outcome = sift(workspace, "preferences", max_length_bias=0.2)
+    assert (outcome.metrics["length_bias"], outcome.metrics["warnings"]) == (pytest.approx(4 / 20), [])
+    outcome = sift(workspace, "preferences", max_length_bias=0.1)
+    assert (outcome.metrics["warnings"], outcome.problems) == (["length_bias"], [])
+
+
+def test_pairs_of_equal_length_have_no_length_bias(workspace: Paths) -> None:
+    pair = {"chosen": "w1", "rejected": "w2"}
+    put(workspace, "preferences", [pair | {"prompt": "w1"}], [pair | {"prompt": "w2"}])
+    outcome = sift(workspace, "preferences")
+    assert (outcome.metrics["length_bias"], outcome.problems) == (None, [])
+
+
+def test_one_answer_to_every_prompt_warns(workspace: Paths) -> None:
+    put(workspace, "prompts", [{"prompt": f"w{n}", "answer": "7"} for n in range(3)], [{"prompt": "w9", "answer": "7"}])
+    metrics = sift(workspace, "prompts").metrics
+    assert (metrics["warnings"], metrics["commonest_answer_share"]) == (["single_answer"], 1)
+
+
+def test_evaluation_prompts_in_training_warn(workspace: Paths) -> None:
+    rows = {kind: read_prepared(workspace.prepared / kind, workspace.root) for kind in ("sft", "prompts")}
+    assert find_shared_prompts(rows) == []
+    rows["sft"]["train"].append(sound("sft", 20))
+    assert find_shared_prompts(rows) == ["sft: 1 of 4 evaluation prompts also stand in its training rows"]
+
+
+def test_too_many_broken_rows_stop_and_nothing_is_lost(workspace: Paths) -> None:
+    broken: list[Row] = [{"prompt": None, "completion": f"w{number}"} for number in range(4)]
+    add(workspace, "sft", *broken)
+    with pytest.raises(UserError) as caught:
+        check(workspace, max_quarantined_share=0.1)
+    first = with_ids(broken)[0]["id"]
+    assert str(caught.value).startswith(
+        "sft: 4 of 20 rows (20.0%) are broken, above validate.max_quarantined_share 0.1 "
+        f"(prompt_missing 4, such as {first} "
+    )
+    assert "data/quarantine/sft.jsonl" in str(caught.value)
+    assert reasons(workspace, "sft") == ["prompt_missing"] * 4
+    assert (workspace.report("validate") / "index.html").exists()
+    assert json.loads(workspace.metrics("validate").read_text(encoding="utf-8"))["success"] is False
+    assert not workspace.validated.exists()
+
+
+def test_all_rows_quarantined(workspace: Paths) -> None:
+    put(workspace, "preferences", [{"prompt": "w1", "chosen": "w1", "rejected": "w1"}] * 3, [{"prompt": None}])
+    outcome = sift(workspace, "preferences")
+    assert outcome.problems[0].startswith("preferences: all 4 rows are quarantined (chosen_equals_rejected 3, such as ")
+    assert len(outcome.quarantined) == 4
+
+
+def test_too_few_rows(workspace: Paths) -> None:
+    put(workspace, "prompts", [sound("prompts", 1)], [sound("prompts", 2)])
+    (problem,) = sift(workspace, "prompts", min_rows=3).problems
+    assert problem.startswith("prompts: 2 rows are left of 2, fewer than validate.min_rows 3")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_side_without_rows(workspace: Paths, split: str) -> None:
+    (workspace.prepared / "sft" / f"{split}.jsonl").write_text("", encoding="utf-8")
+    (problem,) = sift(workspace, "sft").problems
+    assert problem.startswith(f"sft: no row is left for {split} (none was prepared)")
+
+
+def test_no_rows_at_all(workspace: Paths) -> None:
+    put(workspace, "sft", [], [])
+    assert sift(workspace, "sft").problems == [
+        "sft: data/prepared/sft has no rows; give prepare.data.sft a source with rows"
+    ]
+
+
+def test_a_kind_that_nothing_needs_is_left_empty(workspace: Paths) -> None:
+    put(workspace, "preferences", [], [])
+    metrics = check(workspace, preferences=False)
+    assert "preferences" not in metrics
+    assert workspace.rows("preferences", "train").read_text(encoding="utf-8") == ""
+    assert workspace.rows("preferences", "test").read_text(encoding="utf-8") == ""
+
+
+def test_a_malformed_line_is_named(workspace: Paths) -> None:
+    path = workspace.prepared / "sft" / "train.jsonl"
+    path.write_text('{"prompt": "w1", "completion": "w2"}\n{"prompt":\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"data/prepared/sft/train.jsonl, line 2: not valid JSON"):
+        check(workspace)
+
+
+def test_a_missing_file_is_named(workspace: Paths) -> None:
+    (workspace.prepared / "prompts" / "test.jsonl").unlink()
+    with pytest.raises(UserError, match=r"data/prepared/prompts/test.jsonl does not exist"):
+        check(workspace)
+
+
+def test_two_runs_write_the_same_bytes(workspace: Paths) -> None:
+    for kind, row, _ in BROKEN:
+        add(workspace, kind, row)
+
+    def written() -> dict[str, bytes]:
+        check(workspace)
+        folders = (workspace.validated, workspace.quarantine, workspace.root / "metrics")
+        return {str(path): path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.json*"))}
+
+    first = written()
+    assert len(first) == 6 + 3 + 1
+    assert written() == first
