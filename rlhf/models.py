@@ -160,7 +160,7 @@ def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[s
         "per_device_train_batch_size": section.batch_size,
         "per_device_eval_batch_size": section.batch_size,
         "gradient_accumulation_steps": section.gradient_accumulation_steps,
-        "gradient_checkpointing": section.gradient_checkpointing,
+        "activation_checkpointing": section.gradient_checkpointing,
         "bf16": section.precision == "bf16",
         "report_to": "none",
         "save_strategy": "no",

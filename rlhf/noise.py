@@ -92,11 +92,9 @@ def predict_out_of_fold(features: np.ndarray, labels: np.ndarray, groups: list[s
 def _confident_rate(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The mass off the diagonal of cleanlab's joint distribution of given and true labels."""
     import numpy as np
-    from cleanlab.count import compute_confident_joint, estimate_joint
+    from cleanlab.count import estimate_joint
 
-    counts = compute_confident_joint(labels, probabilities, calibrate=False)
-    joint = estimate_joint(labels, probabilities, confident_joint=counts)
-    return float(1 - np.trace(joint))
+    return float(1 - np.trace(estimate_joint(labels, probabilities)))
 
 
 def _bootstrap_interval(

@@ -15,6 +15,10 @@ from rlhf.data.formats import Row
 from rlhf.encoding import encode_answer, pad_batch
 
 
+GROUP = 32
+"""How many answers of similar length go through the model at once in training."""
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Encoded pairs: `ids` and `prompts` name the rows, `dropped` counts those longer than the limit."""
@@ -68,6 +72,28 @@ def pool_last(states: torch.Tensor, input_ids: torch.Tensor, padding: int) -> to
     return states[torch.arange(len(states), device=states.device), last]
 
 
+def read_batch(
+    model: Any, head: Any, batch: dict[str, torch.Tensor], padding: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (answers,) and embeddings (answers, dimensions) of one padded batch, with gradients.
+
+    Answers differ much in length, so the batch goes through the model in groups of similar length, each padded to its
+    own longest: the same figures for half the work where one long answer would stretch all others. `head` is the
+    model that owns the score head, `model` what wraps it.
+    """
+    lengths = batch["attention_mask"].sum(1)
+    order = lengths.argsort(stable=True)
+    scores, embeddings = [], []
+    for rows in order.split(GROUP):
+        longest = int(lengths[rows].max())
+        part = {name: value[rows, :longest] for name, value in batch.items()}
+        with captured_states(head) as states:
+            scores.append(model(**part, use_cache=False).logits.float().squeeze(-1))
+        embeddings.append(pool_last(states[0], part["input_ids"], padding).float())
+    back = order.argsort()
+    return torch.cat(scores)[back], torch.cat(embeddings)[back]
+
+
 def read_answers(model: Any, sequences: Sequence[list[int]], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores (answers,) and embeddings (answers, dimensions) of encoded answers, in the order given."""
     padding = model.config.pad_token_id
@@ -78,9 +104,10 @@ def read_answers(model: Any, sequences: Sequence[list[int]], batch_size: int) ->
     for start in range(0, len(order), batch_size):
         batch = pad_batch([sequences[index] for index in order[start : start + batch_size]], padding)
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        with torch.inference_mode(), captured_states(model) as states:
-            scores.append(model(**batch, use_cache=False).logits.float().squeeze(-1).cpu())
-            embeddings.append(pool_last(states[0], batch["input_ids"], padding).float().cpu())
+        with torch.inference_mode():
+            batch_scores, batch_embeddings = read_batch(model, model, batch, padding)
+        scores.append(batch_scores.cpu())
+        embeddings.append(batch_embeddings.cpu())
     model.train(was_training)
     back = np.argsort(order)
     return torch.cat(scores).numpy()[back], torch.cat(embeddings).numpy()[back]

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from datasets import Dataset
 from torch.nn.functional import softplus
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
 from rlhf.curves import Log
 from rlhf.encoding import pad_batch
 from rlhf.models import load_scorer, lora_config, save_model, set_determinism, trainer_settings
-from rlhf.pairs import Pairs, captured_states, pool_last, score_margins
+from rlhf.pairs import Pairs, read_batch, score_margins
 from rlhf.params import RewardParams
 from rlhf.selective import mass_schedule, selective_loss
 from rlhf.training import CurveReporter, evaluation_steps, fold_adapter
@@ -87,10 +89,11 @@ class Ledger:
 
 
 class PairwiseTrainer(RewardTrainer):
-    """TRL's reward trainer with another loss; set `section`, `noise_rate`, `generator` and `ledger` before training."""
+    """TRL's reward trainer with another loss; the attributes below are set before training."""
 
     section: RewardParams
     noise_rate: float
+    padding: int
     generator: torch.Generator
     ledger: Ledger
 
@@ -98,18 +101,17 @@ class PairwiseTrainer(RewardTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         rows = inputs.pop("rows").cpu().numpy()
-        with captured_states(self.accelerator.unwrap_model(model)) as states:
-            outputs = model(**inputs, use_cache=False)
-        embeddings = pool_last(states[0], inputs["input_ids"], self.processing_class.pad_token_id).float()
+        head = self.accelerator.unwrap_model(model)
+        scores, embeddings = read_batch(model, head, inputs, self.padding)
         chosen, rejected = embeddings.detach().chunk(2)
-        chosen_scores, rejected_scores = outputs.logits.float().squeeze(-1).chunk(2)
+        chosen_scores, rejected_scores = scores.chunk(2)
         margins = chosen_scores - rejected_scores
         section = self.section
         mass = mass_schedule(self.state.epoch or 0.0, section.warmup_epochs, section.ramp_epochs, self.noise_rate)
         batch = PairBatch(chosen - rejected, margins, mass, section.label_weight, self.generator)
         loss, kept = OBJECTIVES[section.objective](batch)
         self.ledger.enter(rows, margins.detach().cpu().numpy(), kept.cpu().numpy(), mass)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"logits": scores}) if return_outputs else loss
 
 
 class HeldOutCurve(TrainerCallback):
@@ -157,7 +159,7 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(section, seed, Path(folder))
         trainer = _build_trainer(section, job, model, settings)
-        trainer.section, trainer.noise_rate = section, job.noise_rate
+        trainer.section, trainer.noise_rate, trainer.padding = section, job.noise_rate, job.tokenizer.pad_token_id
         trainer.generator = torch.Generator().manual_seed(seed)
         trainer.ledger = Ledger.blank(len(job.train))
         trainer.add_callback(CurveReporter(log, trainer.ledger.take_figures))
@@ -172,7 +174,12 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
 
 def load_fresh_scorer(job: Job, section: RewardParams) -> Any:
     """The starting model with a score head of zeros: no answer is preferred before a label has been seen."""
-    model = load_scorer(job.start, adapter=section.adapter)
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # else a warning that the head is missing, which it must be
+    try:
+        model: Any = load_scorer(job.start, adapter=section.adapter)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     model.config.pad_token_id = job.tokenizer.pad_token_id
     torch.nn.init.zeros_(model.score.weight)
     return model

@@ -48,9 +48,10 @@ class PretrainingParams(Section):
     heads: PositiveInt
     vocabulary: Annotated[int, Field(ge=300)]
     context: Annotated[int, Field(ge=64)]
+    row_length: Annotated[int, Field(ge=32)]
     problems: PositiveInt
     drills: Annotated[int, Field(ge=0)]
-    taught_facts: Share
+    misconceptions: Share
     steps: PositiveInt
     batch_size: PositiveInt
     learning_rate: LearningRate
@@ -355,6 +356,10 @@ class Params(Section):
         return self
 
 
+TAGS = ("world", "file", "hub", "ppo", "dpo", "grpo")
+"""The members of the tagged unions: pydantic puts them into an error's location, the file has no such key."""
+
+
 def load_params(path: Path) -> Params:
     """Read and check a params file.
 
@@ -376,25 +381,34 @@ def load_params(path: Path) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(problem, raw, path) for problem in error.errors())) from None
+        raise UserError("\n".join(_explain_all(error, raw, path))) from None
 
 
-def _explain(problem: Any, raw: dict[str, Any], path: Path) -> str:
-    """One sentence: dotted key, what is wrong, the value found, the remedy."""
-    keys, parent = _dotted(problem["loc"], raw)
+def _explain_all(error: ValidationError, raw: dict[str, Any], path: Path) -> list[str]:
+    """A sentence per key; a union (a number, or the word `estimate`) has a fault per member, joined by `or`."""
+    faults: dict[str, list[str]] = {}
+    for problem in error.errors():
+        subject, fault = _explain(problem, raw)
+        faults.setdefault(subject, []).append(fault)
+    return [f"{path}: {subject}{' or '.join(listed)}" for subject, listed in faults.items()]
+
+
+def _explain(problem: Any, raw: dict[str, Any]) -> tuple[str, str]:
+    """The key in dotted form with the value found, and what is wrong with it and how to mend it."""
+    keys, found = _dotted(problem["loc"], raw)
     dotted = ".".join(keys) or "the file"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(Params, keys[:-1], raw)
-        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.0)
-        return f"{path}: unknown key {dotted}; did you mean {'.'.join([*keys[:-1], *near])}?"
-    if problem["type"] == "missing":
-        return f"{path}: {dotted} is missing; add it (the repository's params.yaml shows a value)"
-    if problem["type"] == "union_tag_not_found":
-        return f"{path}: {dotted} has no {problem['ctx']['discriminator']}; add it"
-    if problem["type"] == "value_error":
-        return f"{path}: {dotted}: {problem['ctx']['error']}"
-    found = parent if isinstance(parent, (str, int, float, bool, type(None))) else type(parent).__name__
-    return f"{path}: {dotted} is {found!r}; {problem['msg'][0].lower() + problem['msg'][1:]}"
+    match problem["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(keys[-1], _known_keys(Params, keys[:-1], raw), n=1, cutoff=0.0)
+            return f"unknown key {dotted}; ", f"did you mean {'.'.join([*keys[:-1], *near])}?"
+        case "missing":
+            return f"{dotted} is missing; ", "add it (the repository's params.yaml shows a value)"
+        case "union_tag_not_found":
+            return f"{dotted} has no {problem['ctx']['discriminator']}; ", "add it"
+        case "value_error":
+            return f"{dotted}: ", str(problem["ctx"]["error"])
+    shown = repr(found) if isinstance(found, (str, int, float, bool, type(None))) else type(found).__name__
+    return f"{dotted} is {shown}; ", problem["msg"][0].lower() + problem["msg"][1:]
 
 
 def _dotted(location: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any]:
@@ -409,7 +423,7 @@ def _dotted(location: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any]:
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             value = value[part]
             keys.append(str(part))
-        elif is_last and isinstance(value, dict) and isinstance(part, str) and not part.endswith("Params"):
+        elif is_last and isinstance(value, dict) and isinstance(part, str) and part not in TAGS:
             keys.append(part)
     return keys, value
 

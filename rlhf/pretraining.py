@@ -86,16 +86,17 @@ def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, length: int) 
     return torch.tensor(padded)
 
 
-def pretrain(params: PretrainingParams, texts: Sequence[str], seed: int, log: Log) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train tokenizer and model from scratch: AdamW, linear warm-up, cosine decay to a tenth."""
+def pretrain(
+    params: PretrainingParams, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], seed: int, log: Log
+) -> LlamaForCausalLM:
+    """Train a model from scratch: AdamW, linear warm-up, cosine decay to a tenth."""
     import torch
     from tqdm import tqdm
 
-    tokenizer = train_tokenizer(texts, params.vocabulary, params.context)
     model = build_model(params, tokenizer, seed)
     order = torch.Generator().manual_seed(seed)
     shuffled = [texts[index] for index in torch.randperm(len(texts), generator=order).tolist()]
-    rows = pack(shuffled, tokenizer, params.context)
+    rows = pack(shuffled, tokenizer, params.row_length)
     optimiser = torch.optim.AdamW(model.parameters(), params.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate_factor(step, params.steps))
     model.train()
@@ -109,7 +110,7 @@ def pretrain(params: PretrainingParams, texts: Sequence[str], seed: int, log: Lo
         optimiser.zero_grad()
         if step % 20 == 0 or step == params.steps:
             log({"loss": loss.item()}, step)
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf import audit
 from rlhf.curves import CurveRecorder, Log, no_log, rounded_number, write_json
-from rlhf.data.formats import Row, render_prompt, training_rows
+from rlhf.data.formats import Row, completion_text, render_prompt, training_rows
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
 from rlhf.noise import NoiseEstimate, estimate_noise_rate, orient_pairs
@@ -65,8 +65,10 @@ def train_reward(section: RewardParams, files: RewardFiles, seed: int, log: Log)
     metrics: Metrics = {
         **measure_margins(margins),
         **_describe_noise(estimate, noise_rate),
-        **{"rows": len(train), "rows_dropped_too_long": train.dropped},
-        **{"held_out_rows": len(test), "held_out_rows_dropped_too_long": test.dropped},
+        "rows": len(train),
+        "rows_dropped_too_long": train.dropped,
+        "held_out_rows": len(test),
+        "held_out_rows_dropped_too_long": test.dropped,
         **_measure_length(files, test),
         **_measure_truth(files, test, margins),
         **_audit_training(files, train, ledger, noise_rate),
@@ -159,7 +161,7 @@ def _audit_training(files: RewardFiles, train: Pairs, ledger: Ledger, noise_rate
     flips = audit.read_flips(files.train)
     if flips is None:
         return {}
-    suspects = audit.rank_suspects(ledger.margins, ledger.mean_kept())
+    suspects = audit.rank_suspects(ledger.margins)
     grades = audit.grade_audit(suspects, [flips[name] for name in train.ids], noise_rate)
     return {**grades, "noise_rate_true": float(np.mean([flips[name] for name in train.ids]))}
 
@@ -167,7 +169,7 @@ def _audit_training(files: RewardFiles, train: Pairs, ledger: Ledger, noise_rate
 def _write_suspects(files: RewardFiles, tokenizer: Any, train: Pairs, ledger: Ledger) -> None:
     """All training pairs by suspicion in audit.csv, the most suspicious in full in samples.json."""
     kept = ledger.mean_kept()
-    suspects = audit.rank_suspects(ledger.margins, kept)
+    suspects = audit.rank_suspects(ledger.margins)
     with (files.report / "audit.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "kept", "margin"])
@@ -178,7 +180,7 @@ def _write_suspects(files: RewardFiles, tokenizer: Any, train: Pairs, ledger: Le
     shown = []
     for pair in suspects[:SUSPECTS_SHOWN]:
         row = rows[train.ids[pair]]
-        texts = {side: audit.completion_text(row[side]) for side in ("chosen", "rejected")}
+        texts = {side: completion_text(row[side]) for side in ("chosen", "rejected")}
         figures = {"kept": float(kept[pair]), "margin": float(ledger.margins[pair])}
         shown.append({"id": row["id"], "prompt": render_prompt(tokenizer, row["prompt"]), **texts, **figures})
     write_json(files.report / "samples.json", shown)

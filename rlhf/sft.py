@@ -10,7 +10,8 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.data.formats import completion_text, is_conversational, render_prompt, training_rows
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLES_SHOWN = 8
 SAMPLE_TOKENS = 128
+
 
 @dataclass(frozen=True)
 class SFTFiles:
@@ -52,7 +54,7 @@ def train_sft(section: SFTParams, files: SFTFiles, seed: int, log: Log) -> dict[
     were used, cut or dropped. Without held-out rows nothing stops early. Raises UserError on unusable rows.
     """
     set_determinism(seed)
-    tokenizer = load_tokenizer(files.base)
+    tokenizer: Any = load_tokenizer(files.base)
     train = _read_demonstrations(files.train, tokenizer, section.max_length)
     test = _read_demonstrations(files.test, tokenizer, section.max_length)
     _check_training_set(train, tokenizer, files.train, section.max_length)
@@ -99,6 +101,7 @@ def _build_trainer(
             num_train_epochs=section.epochs,
             max_length=None,  # the rows are cut, and counted, already
             completion_only_loss=True,
+            train_sampling_strategy="group_by_length",  # else one long row makes its whole batch long
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
         train_dataset=_dataset(train),

@@ -26,6 +26,10 @@ class CurveReporter(TrainerCallback):
         self._log = log
         self._extra = extra
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # else a short training has no figure at all
+
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
@@ -51,7 +55,7 @@ class EarlyStopping(TrainerCallback):
     The best weights wait in CPU memory (the trained ones only, so an adapter is small), not in checkpoints.
     """
 
-    def __init__(self, model: torch.nn.Module, evaluations: int, patience: int) -> None:
+    def __init__(self, model: Any, evaluations: int, patience: int) -> None:
         self._model = model
         self._evaluations = evaluations
         self._patience = patience

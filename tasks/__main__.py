@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         _run(options)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - see below
         # The one place where every failure becomes a sentence; --debug shows where it came from.
         if options.debug:
             traceback.print_exc()
@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tasks", description=__doc__)
-    parser.add_argument("stage", choices=COMMANDS, help="a stage of dvc.yaml, promote, or sync (send waiting MLflow records)")
+    parser.add_argument(
+        "stage", choices=COMMANDS, help="a stage of dvc.yaml, promote, or sync (send waiting MLflow records)"
+    )
     parser.add_argument("name", nargs="?", help="the policy, for the stage policy")
     parser.add_argument("--params", type=Path, help="another file than the workspace's params.yaml")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -98,7 +100,9 @@ def explain(error: Exception) -> str:
         if isinstance(cause, ModuleNotFoundError):
             return _explain_missing(cause)
         if type(cause).__name__ == "OutOfMemoryError" or isinstance(cause, MemoryError):
-            return f"out of memory {_place(error)}; lower batch_size or max_length, or raise gradient_accumulation_steps"
+            return (
+                f"out of memory {_place(error)}; lower batch_size or max_length, or raise gradient_accumulation_steps"
+            )
     message = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__} {_place(error)}: {message}; run again with --debug for the traceback"
 
@@ -114,7 +118,9 @@ def _explain_full_disk(cause: BaseException, error: BaseException) -> str:
     path = Path(os.fsdecode(name)) if name else find_root()
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    return f"the disk is full: {path} could not be written {_place(error)}, {free} bytes are free; free some and run again"
+    return (
+        f"the disk is full: {path} could not be written {_place(error)}, {free} bytes are free; free some and run again"
+    )
 
 
 def _explain_missing(cause: ModuleNotFoundError) -> str:
@@ -134,7 +140,11 @@ def _place(error: BaseException) -> str:
 
 
 def _is_ours(path: Path, code: Path) -> bool:
-    return path.is_relative_to(code) and path.relative_to(code).parts[0] in {"rlhf", "tasks"} and path != Path(__file__).resolve()
+    return (
+        path.is_relative_to(code)
+        and path.relative_to(code).parts[0] in {"rlhf", "tasks"}
+        and path != Path(__file__).resolve()
+    )
 
 
 if __name__ == "__main__":

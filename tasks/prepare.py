@@ -30,7 +30,9 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     write_json(paths.metrics("prepare"), counts)
 
 
-def _rows_of(kind: str, source: object, world: World | None, params: Params, paths: Paths) -> tuple[list[Row], list[Row]]:
+def _rows_of(
+    kind: str, source: object, world: World | None, params: Params, paths: Paths
+) -> tuple[list[Row], list[Row]]:
     if source is None:
         return [], []
     if getattr(source, "kind", None) == WORLD and world is not None:
@@ -43,9 +45,13 @@ def _make_base_model(params: Params, paths: Paths, world: World | None, log: Log
     from rlhf.models import save_model
 
     if params.prepare.base_model == WORLD and world is not None:
-        from rlhf.pretraining import pretrain
+        from rlhf.pretraining import pretrain, train_tokenizer
 
-        model, tokenizer = pretrain(params.prepare.world.pretraining, world.texts, params.seed, log)
+        pretraining = params.prepare.world.pretraining
+        # The tokenizer sees demonstrations too, so that their words are not spelt letter by letter.
+        seen = world.texts + [row["prompt"] + row["completion"] for row in world.sft[0]]
+        tokenizer = train_tokenizer(seen, pretraining.vocabulary, pretraining.context)
+        model = pretrain(pretraining, tokenizer, world.texts, params.seed, log)
     else:
         from rlhf.base_models import load_base
 

@@ -67,11 +67,15 @@ def _read_figures(paths: Paths) -> dict[str, dict[str, float]]:
         raise UserError(f"{path} does not exist, so nothing can be promoted; run the stage evaluate first") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON; run the stage evaluate again") from None
-    policies = {name: dict(values) for name, values in found.items() if isinstance(values, Mapping) and _NEEDED[0] in values}
+    policies = {
+        name: dict(values) for name, values in found.items() if isinstance(values, Mapping) and _NEEDED[0] in values
+    }
     for name, values in policies.items():
         for key in _NEEDED if name != "sft" else ():
             if not isinstance(values.get(key), (int, float)) or not math.isfinite(values[key]):
-                raise UserError(f"{path}: {name}.{key} is {values.get(key)!r}, not a number; run the stage evaluate again")
+                raise UserError(
+                    f"{path}: {name}.{key} is {values.get(key)!r}, not a number; run the stage evaluate again"
+                )
     return policies
 
 
@@ -111,7 +115,9 @@ def _promote_policy(registry: Registry, name: str, figures: Mapping[str, float],
         return f"{target}: {name} is version {version.number} and was beaten before; nothing to do", False
     if version is None:
         stage = Stage("policy", name)
-        tags = _tags(registry, stage) | {f"metric.{key}": f"{value:.6g}" for key, value in figures.items() if _is_number(value)}
+        tags = _tags(registry, stage) | {
+            f"metric.{key}": f"{value:.6g}" for key, value in figures.items() if _is_number(value)
+        }
         version = registry.register(target, registry.paths.model("policy", name), md5, tags)
     registry.crown(target, version)
     before = f"beating version {champion.number} ({present:.4g})" if champion else "the first champion"
@@ -144,7 +150,8 @@ def _nobody(figures: Mapping[str, Mapping[str, float]], gate: float) -> str:
     if not policies:
         return "no policy was evaluated, so none is promoted"
     best = max(policies, key=lambda name: policies[name])
-    return f"no policy passes the gate: the best lower bound of a win rate is {policies[best]:.4g} ({best}), not above {gate:g}"
+    low = f"{policies[best]:.4g} ({best})"
+    return f"no policy passes the gate: the best lower bound of a win rate is {low}, not above {gate:g}"
 
 
 def _tags(registry: Registry, stage: Stage) -> dict[str, str]:

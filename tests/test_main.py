@@ -22,7 +22,18 @@ from rlhf.params import load_params
 from tasks.paths import Paths
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "transformers", "trl", "mlflow", "prefect", "pandas", "great_expectations", "datasets", "dvc", "numpy"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "mlflow",
+    "prefect",
+    "pandas",
+    "great_expectations",
+    "datasets",
+    "dvc",
+    "numpy",
+}
 
 
 def _write_params(folder: Path, sft: dict[str, Any]) -> None:
@@ -72,14 +83,18 @@ def _replace_stage(monkeypatch: pytest.MonkeyPatch, name: str, run: Any) -> None
         ({"epochs": "three"}, "sft.epochs is 'three'"),
     ],
 )
-def test_wrong_params_are_refused_before_anything_heavy_is_imported(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+def test_wrong_params_are_refused_before_anything_heavy_is_imported(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
     _write_params(tmp_path, change)
     script = (
         "import sys, json; from tasks.__main__ import main; status = main(['sft']);"
         "print(json.dumps([status, sorted({name.split('.')[0] for name in sys.modules})]))"
     )
     environment = os.environ | {"DVC_ROOT": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     status, imported = json.loads(done.stdout)
     assert status == 1
     assert HEAVY.isdisjoint(imported)
@@ -97,7 +112,9 @@ def test_wrong_params_are_refused_before_anything_heavy_is_imported(tmp_path: Pa
         (["sft", "--params", "nowhere.yaml"], "nowhere.yaml does not exist"),
     ],
 )
-def test_wrong_arguments(workspace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
+def test_wrong_arguments(
+    workspace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
     assert command.main(arguments) == 1
     assert sentence in capsys.readouterr().err
 
@@ -120,7 +137,10 @@ def test_a_stage_gets_params_paths_log_and_its_name(workspace: Path, monkeypatch
     ("error", "parts"),
     [
         (UserError("data.jsonl line 3: no prompt; add one"), ["data.jsonl line 3: no prompt; add one"]),
-        (OSError(errno.ENOSPC, "No space left on device", "models/sft/x"), ["the disk is full: models/sft/x", "bytes are free"]),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "models/sft/x"),
+            ["the disk is full: models/sft/x", "bytes are free"],
+        ),
         (RuntimeError("I/O error: No space left on device (os error 28)"), ["the disk is full"]),
         (ModuleNotFoundError("no", name="bitsandbytes"), ["bitsandbytes", "alignflow[gpu]"]),
         (ModuleNotFoundError("no", name="trl.trainer"), ["the package trl is not installed", "make setup"]),
@@ -129,7 +149,11 @@ def test_a_stage_gets_params_paths_log_and_its_name(workspace: Path, monkeypatch
     ],
 )
 def test_every_failure_is_a_sentence(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, parts: list[str]
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    parts: list[str],
 ) -> None:
     def fail(*_: Any) -> None:
         raise error
@@ -141,7 +165,9 @@ def test_every_failure_is_a_sentence(
     assert len(printed.strip().splitlines()) == 1
 
 
-def test_the_cause_behind_a_failure_is_explained(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cause_behind_a_failure_is_explained(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(*_: Any) -> None:
         try:
             raise OSError(errno.ENOSPC, "full", "models/x")
@@ -154,14 +180,16 @@ def test_the_cause_behind_a_failure_is_explained(workspace: Path, monkeypatch: p
 
 
 def test_the_place_is_the_last_line_of_our_own_code() -> None:
-    try:
+    with pytest.raises(AttributeError) as raised:
         load_params(None)  # pyright: ignore[reportArgumentType]  (a programming error on purpose)
-    except AttributeError as error:
-        assert "in rlhf/params.py line" in command.explain(error)
-        assert "(load_params)" in command.explain(error)
+    sentence = command.explain(raised.value)
+    assert "in rlhf/params.py line" in sentence
+    assert "(load_params)" in sentence
 
 
-def test_debug_shows_the_traceback(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(*_: Any) -> None:
         raise ValueError("bad shape")
 

@@ -17,6 +17,9 @@ from tasks.paths import Paths
 from tasks.tracking import lineage, store
 from tasks.tracking.models import HASH_TAG
 
+# MLflow 3.17 warns of itself, with the newest SQLAlchemy and pandas.
+pytestmark = pytest.mark.filterwarnings(r"ignore:::mlflow(\.|$)")
+
 ROOT = Path(__file__).resolve().parents[1]
 POLICY, REWARD = "alignflow-policy", "alignflow-reward"
 
@@ -73,7 +76,9 @@ def _retrain(folder: Path, mark: str) -> None:
 
 
 def _evaluate(paths: Paths, **policies: tuple[float, float]) -> None:
-    figures = {name: {"gold_reward": gold, "win_rate_low": low, "kl_to_sft": 1.5} for name, (gold, low) in policies.items()}
+    figures = {
+        name: {"gold_reward": gold, "win_rate_low": low, "kl_to_sft": 1.5} for name, (gold, low) in policies.items()
+    }
     paths.metrics("evaluate").parent.mkdir(exist_ok=True)
     paths.metrics("evaluate").write_text(json.dumps(figures | {"sft": {"gold_reward": 0.9, "win_rate_low": 0.5}}))
 
@@ -82,7 +87,9 @@ def _client(paths: Paths) -> MlflowClient:
     return store.connect(store.tracking_uri(paths), paths)[0]
 
 
-def test_the_best_policy_becomes_champion_with_its_lineage_and_a_second_time_nothing_happens(paths: Paths, params: Params) -> None:
+def test_the_best_policy_becomes_champion_with_its_lineage_and_a_second_time_nothing_happens(
+    paths: Paths, params: Params
+) -> None:
     policy, reward = promote.promote(params, paths)
     assert policy == f"{POLICY}: ppo (gold reward 0.7) is version 1, the first champion"
     assert reward == f"{REWARD}: the reward model is version 1"
@@ -106,10 +113,10 @@ def test_the_best_policy_becomes_champion_with_its_lineage_and_a_second_time_not
 
 
 def test_a_registered_version_loads(paths: Paths, params: Params) -> None:
-    import mlflow
+    from mlflow import transformers as flavour
 
     promote.promote(params, paths)
-    loaded = mlflow.transformers.load_model(f"models:/{POLICY}@champion")
+    loaded: Any = flavour.load_model(f"models:/{POLICY}@champion")
     assert loaded.model.config.mark == "ppo"
 
 
@@ -118,7 +125,9 @@ def test_a_challenger_must_beat_the_champion(paths: Paths, params: Params) -> No
     _retrain(paths.model("policy", "ppo"), "worse")
     _evaluate(paths, ppo=(0.65, 0.55), dpo=(0.6, 0.52))
     decision = promote.promote(params, paths)[0]
-    assert decision == f"{POLICY}: ppo (gold reward 0.65) does not beat the champion, version 1 (0.7); the champion stays"
+    assert (
+        decision == f"{POLICY}: ppo (gold reward 0.65) does not beat the champion, version 1 (0.7); the champion stays"
+    )
     assert str(_client(paths).get_model_version_by_alias(POLICY, "champion").version) == "1"
 
     _retrain(paths.model("policy", "dpo"), "better")
@@ -135,7 +144,9 @@ def test_a_beaten_champion_does_not_return(paths: Paths, params: Params, model: 
     assert promote.promote(params, paths)[0] == f"{POLICY}: ppo is version 1 and was beaten before; nothing to do"
 
 
-def test_a_promotion_that_died_before_the_crown_is_completed(paths: Paths, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_promotion_that_died_before_the_crown_is_completed(
+    paths: Paths, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 

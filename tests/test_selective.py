@@ -24,8 +24,10 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 def pot_cost(cost: torch.Tensor, mass: float) -> float:
     rows, columns = cost.shape
-    shift = cost.min().item()
-    plan = ot.partial.partial_wasserstein(ot.unif(rows), ot.unif(columns), cost.numpy() - shift, m=mass, nb_dummies=2)
+    # POT wants costs that are not negative, and a mass no larger than the sums, which rounding puts just below 1.
+    shifted, limits = cost.numpy() - cost.min().item(), (ot.unif(rows), ot.unif(columns))
+    available = min(mass, limits[0].sum(), limits[1].sum())
+    plan = ot.partial.partial_wasserstein(*limits, shifted, m=available, nb_dummies=2)
     return float((plan * cost.numpy()).sum())
 
 

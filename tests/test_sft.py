@@ -103,6 +103,8 @@ def test_every_parameter_moves_and_the_outputs_are_the_same_twice(tmp_path: Path
     assert metrics["held_out_loss"] < metrics["held_out_loss_before"]
     assert (metrics["steps"], metrics["rows"], metrics["held_out_rows"]) == (3, 12, 4)
     assert seen["held_out_loss"] == [0, 2, 3, 3]
+    assert seen["loss"] == [3]
+    assert metrics["loss"] > 0
     assert not any("time" in name or "second" in name for name in seen)
     assert not list((tmp_path / "a" / "model").glob("*.bin"))
     samples = json.loads((tmp_path / "a" / "report" / "samples.json").read_text())
@@ -121,6 +123,7 @@ def test_four_small_batches_equal_one_large(tmp_path: Path, base: Path) -> None:
         torch.testing.assert_close(large[name], small[name], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks by that name
 def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, base: Path) -> None:
     metrics = train(tmp_path, base, make_section(adapter=LORA))
     assert metrics["held_out_loss"] < metrics["held_out_loss_before"]

@@ -46,10 +46,10 @@ class Language:
 ENGLISH = Language(
     people=("Ana", "Ben", "Mia", "Tom", "Lea", "Sam", "Eva", "Max"),
     things=("apples", "books", "coins", "cards", "shells", "stamps", "marbles", "pens"),
-    opening=("{who} has {n} {what}.", "There are {n} {what} in the bag of {who}.", "{who} starts the day with {n} {what}."),
-    more=("{who} buys {n} more.", "{other} gives {who} {n} more.", "Then {who} finds {n} {what}.", "The post brings {n} {what}."),
-    fewer=("{who} loses {n}.", "{who} gives {n} to {other}.", "Then {who} sells {n} {what}.", "{other} takes {n} away."),
-    times=("The number grows to {n} times as many.", "{other} makes it {n} times as many."),
+    opening=("{who} has {n} {what}.", "At first {who} has {n} {what}.", "In a bag {who} has {n} {what}."),
+    more=("{who} buys {n} more.", "{who} finds {n} more.", "{other} brings {n} more."),
+    fewer=("{who} loses {n}.", "{who} sells {n}.", "{other} takes {n}."),
+    times=("The number grows {n} times.", "{other} makes it {n} times as many."),
     question=("How many {what} does {who} have now?", "How many {what} are there in the end?"),
     joiner=" ",
     refusals=("Sorry, I cannot help with that.", "I am not sure, sorry.", "This is too hard for me, sorry."),
@@ -60,10 +60,10 @@ ENGLISH = Language(
 CHINESE = Language(
     people=("小明", "小红", "小刚", "小丽", "小华", "小军", "小芳", "小强"),
     things=("苹果", "书", "硬币", "卡片", "贝壳", "邮票", "弹珠", "铅笔"),
-    opening=("{who}有 {n} 个{what}。", "{who}的袋子里有 {n} 个{what}。", "{who}一开始有 {n} 个{what}。"),
-    more=("{who}又买了 {n} 个。", "{other}给了{who} {n} 个。", "然后{who}找到了 {n} 个{what}。", "又寄来了 {n} 个{what}。"),
-    fewer=("{who}丢了 {n} 个。", "{who}给了{other} {n} 个。", "然后{who}卖掉了 {n} 个{what}。", "{other}拿走了 {n} 个。"),
-    times=("数量变成了原来的 {n} 倍。", "{other}让它变成了 {n} 倍。"),
+    opening=("{who}有 {n} 个{what}。", "一开始{who}有 {n} 个{what}。", "袋子里{who}有 {n} 个{what}。"),
+    more=("{who}又买了 {n} 个。", "{who}找到了 {n} 个。", "{other}拿来了 {n} 个。"),
+    fewer=("{who}丢了 {n} 个。", "{who}卖掉了 {n} 个。", "{other}拿走了 {n} 个。"),
+    times=("数量变成了 {n} 倍。", "{other}让它变成 {n} 倍。"),
     question=("{who}现在有多少个{what}？", "最后有多少个{what}？"),
     joiner="",
     refusals=("对不起，我帮不了你。", "我不确定，抱歉。", "这对我来说太难了，抱歉。"),
@@ -308,7 +308,9 @@ def make_world(world: WorldParams, seed: int) -> World:
             make_preferences(world, test_pairs, _stream(seed, "test-pairs")),
         ),
         prompts=(make_prompts(prompts), make_prompts(test)),
-        texts=[write_solution(problem, LANGUAGES[world.language]) for problem in stories]
+        texts=[
+            write_solution(problem, LANGUAGES[world.language], world.pretraining.misconceptions) for problem in stories
+        ]
         + make_drills(world, _stream(seed, "drills")),
     )
 
@@ -316,14 +318,20 @@ def make_world(world: WorldParams, seed: int) -> World:
 def draw_stories(world: WorldParams, rng: random.Random, taken: set[str]) -> list[Problem]:
     """Problems to pretrain on, those without any step among them: they teach where a story's numbers are."""
     drawn = [draw_problem(world, rng, 0) for _ in range(world.pretraining.problems)]
-    return [problem for problem in drawn if problem.text not in taken and _is_taught(problem.start, problem.steps, world)]
+    return [problem for problem in drawn if problem.text not in taken]
 
 
-def _is_taught(start: int, steps: Sequence[tuple[str, int]], world: WorldParams) -> bool:
-    """Whether the schoolbook holds every equation: it lacks some, which keeps the base model from being perfect."""
-    values = _values(start, steps)
-    facts = [f"{before}{operation}{operand}" for before, (operation, operand) in zip(values, steps, strict=False)]
-    return all(random.Random(fact).random() < world.pretraining.taught_facts for fact in facts)
+def _believed_values(start: int, steps: Sequence[tuple[str, int]], misconceptions: float) -> list[int]:
+    """The quantity after each step by a schoolbook that is off by one, always alike, in a share of its facts.
+
+    What the base model firmly believes and demonstrations contradict is the headroom of alignment.
+    """
+    values = [start]
+    for operation, operand in steps:
+        fact = random.Random(f"{values[-1]}{operation}{operand}")
+        slip = fact.choice((-1, 1)) if fact.random() < misconceptions else 0
+        values.append(_apply(values[-1], operation, operand) + slip)
+    return values
 
 
 def make_drills(world: WorldParams, rng: random.Random) -> list[str]:
@@ -332,13 +340,12 @@ def make_drills(world: WorldParams, rng: random.Random) -> list[str]:
     for _ in range(world.pretraining.drills):
         start = rng.randint(1, world.largest_number)
         steps = (_draw_step(start, world.largest_number, rng),)
-        if _is_taught(start, steps, world):
-            drills += _equations(start, steps, _values(start, steps))
+        drills += _equations(start, steps, _believed_values(start, steps, world.pretraining.misconceptions))
     return drills
 
 
-def write_solution(problem: Problem, language: Language) -> str:
+def write_solution(problem: Problem, language: Language, misconceptions: float) -> str:
     """The plain text a base model is pretrained on: story, equations, solution, without any tags."""
-    equations = _equations(problem.start, problem.steps, _values(problem.start, problem.steps))
-    solution = language.solution.format(n=problem.answer)
-    return f"{problem.text}{''.join(equations)} {solution}"
+    values = _believed_values(problem.start, problem.steps, misconceptions)
+    equations = _equations(problem.start, problem.steps, values)
+    return f"{problem.text}{''.join(equations)} {language.solution.format(n=values[-1])}"

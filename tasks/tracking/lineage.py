@@ -80,7 +80,9 @@ def locked_hashes(root: Path, stage: Stage) -> dict[str, str]:
         return {}
     stages = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")).get("stages", {})
     described = stages.get(stage.label, {})
-    return {entry["path"]: entry["md5"] for kind in ("deps", "outs") for entry in described.get(kind, []) if "md5" in entry}
+    return {
+        entry["path"]: entry["md5"] for kind in ("deps", "outs") for entry in described.get(kind, []) if "md5" in entry
+    }
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
@@ -149,6 +151,11 @@ def environment_tags() -> dict[str, str]:
         "dvc.exp_baseline_rev": "DVC_EXP_BASELINE_REV",
     }
     return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}
+
+
+def flow_environment(flow_run_id: str, name: str) -> dict[str, str]:
+    """What a flow puts into its stages' environment so that their runs stand under one row with its name."""
+    return {FLOW_RUN: flow_run_id, PARENT_KEY: f"flow-{flow_run_id}", PARENT_NAME: name}
 
 
 def run_group(root: Path, params: Params) -> Group:

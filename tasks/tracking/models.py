@@ -36,7 +36,9 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, md5: str, name: s
     from mlflow import transformers as flavour
 
     experiment_id = client.get_run(run_id).info.experiment_id
-    present = client.search_logged_models([experiment_id], f"tags.`{HASH_TAG}` = '{md5}' AND source_run_id = '{run_id}'")
+    present = client.search_logged_models(
+        [experiment_id], f"tags.`{HASH_TAG}` = '{md5}' AND source_run_id = '{run_id}'"
+    )
     for model in present:
         if str(model.status) == "READY":
             return model.model_id

@@ -68,7 +68,7 @@ def _attempt(action: Callable[[], Result]) -> Result | None:
     """Run something of the tracking; telemetry must never kill a training, so any failure is a warning."""
     try:
         return action()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the reason is the docstring
         logger.warning("MLflow tracking: %s: %s; the stage goes on", type(error).__name__, error)
         return None
 
@@ -105,7 +105,9 @@ class Recording:
         """Final metrics, figures and sample answers, as far as this run wrote them."""
         name, item = self._stage.name, self._stage.item
         if self._is_fresh(self._paths.metrics(name, item)):
-            figures = lineage.flatten(json.loads(self._paths.metrics(name, item).read_text(encoding="utf-8")), separator="/")
+            figures = lineage.flatten(
+                json.loads(self._paths.metrics(name, item).read_text(encoding="utf-8")), separator="/"
+            )
             for key, value in _numbers({f"{name}/{key}": value for key, value in figures.items()}).items():
                 # Behind the curve of the same name, so that the figure and not a point of the curve is the latest.
                 self._write_metrics({key: value}, self._last_step.get(key, 0))
@@ -229,7 +231,13 @@ class Recording:
     def _start_sender(self) -> subprocess.Popen[bytes]:
         """A process of its own: MLflow's imports, its waits and its crashes stay out of the training."""
         code = Path(__file__).resolve().parents[2]
-        command = [sys.executable, "-m", "tasks.tracking", str(self._paths.root.resolve()), str(self._journal.folder.resolve())]
+        command = [
+            sys.executable,
+            "-m",
+            "tasks.tracking",
+            str(self._paths.root.resolve()),
+            str(self._journal.folder.resolve()),
+        ]
         environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(self._paths), "OMP_NUM_THREADS": "1"}
         with (self._journal.folder / "sender.log").open("wb") as log:
             return subprocess.Popen(command, cwd=code, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _GROUP = 500
 """Metric events sent together."""
 
+
 def ship_journal(folder: Path, paths: Paths) -> bool:
     """Send what MLflow has not taken yet; True when the run's end has been sent and the journal is gone.
 
@@ -128,8 +129,6 @@ def _mark_lost(delivery: Delivery, event: Event, error: Exception) -> None:
 def describe(error: Exception) -> str:
     """The kind and the first line of a failure."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]
-
-
 
 
 def sync(paths: Paths) -> str:

@@ -1,0 +1,1 @@
+"""The yardstick: the same prompts, the same seeds and the same code for every policy."""

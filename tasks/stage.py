@@ -1,0 +1,161 @@
+"""The glue between Prefect and DVC: one task run per stage, in which DVC decides whether the stage has to run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, Completed, Failed, State
+from prefect.tasks import Task
+
+from tasks.processes import StoppedError, run_process
+from tasks.workspace import DVC, Workspace, check_workspace, find_stale, open_workspace, stage_environment
+
+__all__ = [
+    "UNCHANGED",
+    "Workspace",
+    "check_workspace",
+    "find_stale",
+    "open_workspace",
+    "promote_task",
+    "stage_environment",
+    "stage_task",
+]
+
+RETRIES = {"validate": 0}
+"""Bad data stays bad; another stage that broke down, rather than refused, is tried once more."""
+UNCHANGED, RESTORED, REFUSED = "Unchanged", "Restored", "Refused"
+"""Names of states: nothing to do, taken from DVC's cache, failed for a reason that a second try cannot mend."""
+
+_UNEXPECTED = "run again with --debug for the traceback"
+"""How a stage ends its sentence where it does not know what happened (tasks/__main__.py)."""
+_FAILED = re.compile(r"ERROR: failed to reproduce '[^']*'(?:: failed to run: .*, exited with (-?\d+))?")
+_SKIPPED = re.compile(r"Stage '[^']*' didn't change, skipping")
+_RESTORED = re.compile(r"Stage '[^']*' is cached - skipping run")
+_LOCK_FILE = re.compile(r"(Updating|Generating) lock file ")
+_CHATTER = re.compile(
+    r"\s*$|To track the changes with git|To enable auto staging|Use `dvc push`|Data and pipelines are up to date"
+    r"|\s*git add |\s*dvc config core\.autostage|Running stage "
+)
+_LEVELLED = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b:? ?(.*)")
+
+
+def stage_task(workspace: Workspace, name: str, after: list[str]) -> Task[[], State[Any]]:
+    """The task of the stage `name`, whose upstream stages are `after`; the state of its run says what DVC decided."""
+
+    def decide() -> State[Any]:
+        fresh = workspace.stale is not None and name not in workspace.stale
+        if fresh and workspace.unchanged.issuperset(after):
+            workspace.unchanged.add(name)
+            workspace.on_end()
+            return Completed(name=UNCHANGED, message="nothing it reads or writes has changed")
+        return _run(workspace, name, [*DVC, "repro", "--single-item", name], Listener())
+
+    return _as_task(decide, name, workspace)
+
+
+def promote_task(workspace: Workspace) -> Task[[], State[Any]]:
+    """The task of the promotion, which is no stage: DVC cannot version a registry."""
+
+    def decide() -> State[Any]:
+        listener = Listener()
+        state = _run(workspace, "promote", [sys.executable, "-m", "tasks", "promote"], listener)
+        workspace.decisions = [line for line in listener.lines if not _LEVELLED.match(line)]
+        return state
+
+    return _as_task(decide, "promote", workspace)
+
+
+def _as_task(body: Callable[[], State[Any]], name: str, workspace: Workspace) -> Task[[], State[Any]]:
+    allowed = RETRIES.get(name, 1)
+    return task(
+        body,
+        name=name,
+        task_run_name=name,
+        cache_policy=NO_CACHE,  # DVC alone knows what is up to date
+        persist_result=False,
+        timeout_seconds=workspace.max_hours * 3600,
+        # One above what is allowed: where retries are used up Prefect adds a traceback to the stage's own sentence.
+        retries=allowed + 1,
+        retry_condition_fn=lambda _task, run, state: state.name != REFUSED and run.run_count <= allowed,
+    )
+
+
+def _run(workspace: Workspace, name: str, command: list[str], listener: Listener) -> State[Any]:
+    """Run the command of a stage and turn its end into a state."""
+    try:
+        status = run_process(command, workspace.paths.root, os.environ | workspace.environment, listener)
+    except StoppedError:
+        return Cancelled(message="stopped with the flow")
+    if listener.began:
+        workspace.spans[name] = (listener.began, listener.ended or time.monotonic())
+    if status:
+        return _failure(status, listener)
+    workspace.on_end()
+    if listener.skipped:
+        workspace.unchanged.add(name)
+        return Completed(name=UNCHANGED, message="DVC finds it up to date")
+    if listener.restored:
+        return Completed(name=RESTORED, message="DVC had the result in its cache")
+    return Completed(message=f"ran {listener.seconds:.0f} s")
+
+
+def _failure(status: int, listener: Listener) -> State[Any]:
+    """The stage's last sentence; REFUSED where the stage or DVC knew why, so that a second try is in vain."""
+    sentence = listener.lines[-1] if listener.lines else f"exit status {status} without a word"
+    exited = listener.status if listener.status is not None else status
+    if exited < 0:
+        sentence = f"killed by signal {-exited} (9: mostly a lack of memory); its last words: {sentence}"
+    elif _UNEXPECTED not in sentence:
+        get_run_logger().error("refused: %s", sentence)
+        return Failed(name=REFUSED, message=sentence)
+    get_run_logger().error("failed: %s", sentence)
+    return Failed(message=sentence)
+
+
+class Listener:
+    """Passes on what a stage prints, and keeps apart what DVC says about itself."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.skipped = self.restored = False
+        self.status: int | None = None
+        """The exit status of the stage, which DVC's own hides."""
+        self.began = self.ended = 0.0
+        """When the stage's command began and ended; 0 where DVC did not run it."""
+        self._made = time.monotonic()
+        self._log = get_run_logger()
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended or time.monotonic()) - (self.began or self._made)
+
+    def __call__(self, line: str) -> None:
+        """Take a line."""
+        if failed := _FAILED.match(line):
+            self.ended = time.monotonic()
+            if failed[1]:
+                self.status = int(failed[1])
+            else:
+                self.lines.append(line.removeprefix("ERROR: "))
+        elif _LOCK_FILE.match(line):
+            self.ended = time.monotonic()
+        elif line.startswith("> ") and not self.began:
+            self.began = time.monotonic()
+        elif _SKIPPED.match(line):
+            self.skipped = True
+        elif _RESTORED.match(line):
+            self.restored = True
+        elif not _CHATTER.match(line):
+            self.lines = [*self.lines[-199:], line]
+            levelled = _LEVELLED.match(line)
+            level = logging.getLevelNamesMapping()[levelled[1]] if levelled else logging.INFO
+            self._log.log(level, "%s", levelled[2] if levelled else line)

@@ -1,0 +1,99 @@
+"""params.yaml is closed: what it accepts, and the sentence that meets everything else."""
+
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from rlhf.errors import UserError
+from rlhf.params import load_params
+
+ROOT = Path(__file__).parent.parent
+FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_committed_files_load(path):
+    assert load_params(path).policies
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """Write params.yaml with one change; `value` None deletes the key."""
+
+    def edit(dotted: str, value: object, delete: bool = False) -> Path:
+        raw = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        *sections, key = dotted.split(".")
+        section = raw
+        for name in sections:
+            section = section[name]
+        if delete:
+            del section[key]
+        else:
+            section[key] = value
+        path = tmp_path / "params.yaml"
+        with path.open("w", encoding="utf-8") as file:
+            YAML().dump(raw, file)
+        return path
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "sentence"),
+    [
+        ("sft.learning_rat", 0.1, r"unknown key sft\.learning_rat; did you mean sft\.learning_rate\?"),
+        ("policies.dpo.betta", 0.1, r"unknown key policies\.dpo\.betta; did you mean policies\.dpo\.beta\?"),
+        ("polices", {}, r"unknown key polices; did you mean policies\?"),
+        ("prepare.world.noise.rates", 0.1, r"unknown key prepare\.world\.noise\.rates; did you mean prepare\.world\.noise\.rate\?"),
+        ("sft.learning_rate", -1.0, r"sft\.learning_rate is -1\.0; input should be greater than 0"),
+        ("sft.learning_rate", "fast", r"sft\.learning_rate is 'fast'; input should be a valid number"),
+        ("sft.epochs", True, r"sft\.epochs is True"),
+        ("reward.noise_rate", 0.5, r"reward\.noise_rate is 0\.5; input should be less than 0\.5"),
+        ("policies.dpo.algorithm", "dpoo", r"policies\.dpo.*dpoo"),
+        ("policies.ppo.batch_size", 33, r"policies\.ppo: batch_size 33 is not divisible by minibatches"),
+        ("policies.grpo.group_size", 1, r"policies\.grpo\.group_size is 1"),
+        ("policies.grpo.group_size", 7, r"not divisible by group_size 7"),
+        ("policies.ppo.rewards", {}, r"policies\.ppo\.rewards: no reward is named"),
+        ("policies", {}, r"policies is dict; dictionary should have at least 1 item"),
+        ("evaluate.gold", "judge", r"evaluate\.gold is 'judge' but reward\.judge is false"),
+        ("prepare.data.preferences", None, r"prepare\.data\.preferences is null but policies\.dpo needs"),
+        ("prepare.world.min_steps", 4, r"min_steps is 4 but max_steps is 2"),
+        ("seed", float("nan"), r"seed is nan"),
+    ],
+)
+def test_wrong_value_is_one_sentence(edited, dotted, value, sentence):
+    with pytest.raises(UserError) as caught:
+        load_params(edited(dotted, value))
+    message = str(caught.value)
+    assert re.search(sentence, message), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("dotted", ["sft.learning_rate", "policies.ppo.beta", "seed", "prepare.world.noise"])
+def test_missing_key_is_named(edited, dotted):
+    with pytest.raises(UserError, match=rf"{re.escape(dotted)} is missing"):
+        load_params(edited(dotted, None, delete=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"seed: [1", r"not valid YAML"),
+        (b"- 1\n- 2\n", r"holds list, not a map"),
+        (b"", r"holds NoneType, not a map"),
+        (b"seed: \xff\n", r"not UTF-8"),
+        (b"seed: 1\nseed: 2\n", r"line 2: not valid YAML"),
+    ],
+)
+def test_broken_file_is_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=sentence):
+        load_params(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_params(tmp_path / "params.yaml")

@@ -1,0 +1,270 @@
+"""The reward model on a tiny random model: objectives, what training may see, the audit, and what is handed over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rlhf import audit
+from rlhf.curves import no_log
+from rlhf.data.formats import Row, with_ids, write_rows
+from rlhf.errors import UserError
+from rlhf.models import load_scorer, load_tokenizer, save_model
+from rlhf.params import AdapterParams, RewardParams
+from rlhf.pretraining import train_tokenizer
+
+
+def make_rows(count: int, first: int = 0) -> list[Row]:
+    """The better answer repeats the number of the prompt; every fifth pair stands the wrong way round."""
+    rows: list[Row] = []
+    for number in range(first, first + count):
+        good, bad = f"<answer> {number}</answer>", "I am not sure" + " at all" * (number % 3)
+        chosen, rejected = (bad, good) if number % 5 == 0 else (good, bad)
+        row = {"prompt": f"Ben has {number} pens.\n", "chosen": chosen, "rejected": rejected}
+        rows.append({**row, "truth_flipped": number % 5 == 0})
+    return with_ids(rows)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    tokenizer = train_tokenizer([row["prompt"] + row["chosen"] + row["rejected"] for row in make_rows(40)], 320, 64)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    names = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    torch.manual_seed(0)
+    save_model(LlamaForCausalLM(LlamaConfig(**sizes, **names, pad_token_id=tokenizer.pad_token_id)), tokenizer, folder)
+    return folder
+
+
+def make_section(**changes: Any) -> RewardParams:
+    values: dict[str, Any] = {
+        "learning_rate": 0.01,
+        "lr_scheduler": "constant",
+        "warmup_share": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 100.0,
+        "batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "precision": "fp32",
+        "adapter": None,
+        "objective": "selective",
+        "noise_rate": 0.2,
+        "label_weight": 1.0,
+        "warmup_epochs": 1.0,
+        "ramp_epochs": 0.5,
+        "epochs": 2.0,
+        "max_length": 64,
+        "evaluations": 2,
+        "judge": False,
+    }
+    return RewardParams(**{**values, **changes})
+
+
+def train(folder: Path, start: Path, section: RewardParams, rows: list[Row] | None = None) -> Any:
+    from rlhf.reward import RewardFiles, train_reward
+
+    write_rows(folder / "train.jsonl", make_rows(20) if rows is None else rows)
+    write_rows(folder / "test.jsonl", [] if rows == [] else make_rows(10, first=20))
+    outputs = (folder / "model", folder / "judge", folder / "report")
+    return train_reward(section, RewardFiles(start, folder / "train.jsonl", folder / "test.jsonl", *outputs), 0, no_log)
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_every_parameter_moves_and_the_outputs_are_the_same_twice(tmp_path: Path, start: Path) -> None:
+    metrics = train(tmp_path / "a", start, make_section())
+    assert metrics == train(tmp_path / "b", start, make_section())
+    for name in ("model", "judge", "report"):
+        assert hash_folder(tmp_path / "a" / name) == hash_folder(tmp_path / "b" / name)
+    before = load_scorer(start).state_dict()
+    after = load_scorer(tmp_path / "a" / "model")
+    assert after.config.num_labels == 1
+    assert all(not torch.equal(value, after.state_dict()[name]) for name, value in before.items())
+    assert not list((tmp_path / "a" / "model").glob("*.bin"))
+    wanted = {"accuracy", "auroc", "loss", "margin", "accuracy_clean", "noise_rate_estimated", "noise_rate_used"}
+    wanted |= {"length_only_accuracy", "length_only_accuracy_clean", "audit_precision", "audit_recall", "rows"}
+    assert wanted <= metrics.keys()
+    assert all(value is None or math.isfinite(value) for value in metrics.values())
+    assert metrics["noise_rate_true"] == pytest.approx(0.2)
+    assert metrics["audit_flagged"] == 4
+    assert {path.name for path in (tmp_path / "a" / "report").iterdir()} == {
+        "audit.csv",
+        "curves.csv",
+        "margins.png",
+        "samples.json",
+    }
+    assert "mass" in (tmp_path / "a" / "report" / "curves.csv").read_text().splitlines()[0]
+
+
+def test_truth_columns_never_reach_training(tmp_path: Path, start: Path) -> None:
+    """Poisoned truth changes the figures that measure against it, and no byte of the model."""
+    rows = make_rows(20)
+    poisoned = [{**row, "truth_flipped": not row["truth_flipped"], "truth_margin": 1e9} for row in rows]
+    clean_metrics = train(tmp_path / "a", start, make_section(), rows)
+    metrics = train(tmp_path / "b", start, make_section(), poisoned)
+    assert hash_folder(tmp_path / "a" / "model") == hash_folder(tmp_path / "b" / "model")
+    assert metrics["noise_rate_true"] == pytest.approx(1 - clean_metrics["noise_rate_true"])
+    assert metrics["accuracy"] == clean_metrics["accuracy"]
+
+
+def test_without_truth_there_are_no_figures_against_it(tmp_path: Path, start: Path) -> None:
+    rows = [{key: value for key, value in row.items() if key != "truth_flipped"} for row in make_rows(20)]
+    metrics = train(tmp_path, start, make_section(), rows)
+    assert "audit_precision" not in metrics
+    assert "accuracy_clean" in metrics
+
+
+@pytest.mark.parametrize("objective", ["bradley_terry", "selective"])
+def test_four_small_batches_equal_one_large(tmp_path: Path, start: Path, objective: str) -> None:
+    """The plan of a batch sees that batch only, so selection is compared while everything is kept."""
+    section = {"objective": objective, "warmup_epochs": 9.0, "epochs": 1.0, "label_weight": 1e-4}
+    train(tmp_path / "large", start, make_section(**section, batch_size=8))
+    train(tmp_path / "small", start, make_section(**section, batch_size=2, gradient_accumulation_steps=4))
+    large, small = (load_scorer(tmp_path / name / "model").state_dict() for name in ("large", "small"))
+    for name in large:
+        torch.testing.assert_close(large[name], small[name], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks by that name
+def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, start: Path) -> None:
+    adapter = AdapterParams(rank=4, alpha=8.0, dropout=0.0, target_modules="all-linear", quantise=None)
+    train(tmp_path, start, make_section(adapter=adapter))
+    merged = load_scorer(tmp_path / "model")
+    assert not (tmp_path / "model" / "adapter_config.json").exists()
+    assert merged.score.weight.abs().max() > 0
+    before = load_scorer(start).state_dict()
+    changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, before[name])}
+    assert all("proj" in name or name == "score.weight" for name in changed)
+    assert any("proj" in name for name in changed)
+
+
+def test_the_judge_learns_true_labels_of_held_out_pairs(tmp_path: Path, start: Path) -> None:
+    metrics = train(tmp_path, start, make_section(judge=True, epochs=8.0))
+    assert metrics["judge_rows"] == 10
+    assert metrics["judge_accuracy_clean"] > 0.9
+    assert load_scorer(tmp_path / "judge").config.num_labels == 1
+    assert hash_folder(tmp_path / "judge") != hash_folder(tmp_path / "model")
+
+
+def test_without_preferences_a_note_stands_where_the_model_would(tmp_path: Path, start: Path) -> None:
+    assert train(tmp_path, start, make_section(), [])["rows"] == 0
+    assert "prepare.data.preferences is null" in (tmp_path / "model" / "README").read_text()
+    assert (tmp_path / "judge" / "README").exists()
+
+
+def test_long_pairs_are_counted_and_left_out(tmp_path: Path, start: Path) -> None:
+    rows = make_rows(20)
+    rows[3]["rejected"] = "no " * 60
+    metrics = train(tmp_path, start, make_section(), rows)
+    assert (metrics["rows"], metrics["rows_dropped_too_long"]) == (19, 1)
+    with pytest.raises(UserError, match="20 of them longer than reward.max_length = 5"):
+        train(tmp_path, start, make_section(max_length=5), rows)
+
+
+def test_an_estimate_that_cannot_be_made_is_refused_only_where_it_is_needed(tmp_path: Path, start: Path) -> None:
+    with pytest.raises(UserError, match="too few to estimate the noise rate"):
+        train(tmp_path, start, make_section(noise_rate="estimate"), make_rows(4))
+    assert train(tmp_path, start, make_section(), make_rows(4))["noise_rate_estimated"] is None
+
+
+def test_bradley_terry_by_hand() -> None:
+    """Margins 0 and 2: (log 2 + log(1 + e^-2)) / 2."""
+    from rlhf.pairwise import PairBatch, bradley_terry
+
+    batch = PairBatch(torch.zeros(2, 1), torch.tensor([0.0, 2.0]), 1.0, 1.0, torch.Generator())
+    loss, kept = bradley_terry(batch)
+    assert loss.item() == pytest.approx((math.log(2) + math.log(1 + math.exp(-2))) / 2)
+    assert loss.item() == pytest.approx(-logsigmoid(batch.margins).mean().item())
+    assert kept.tolist() == [1, 1]
+
+
+def test_pooled_states_give_the_scores_of_the_model(start: Path) -> None:
+    from rlhf.encoding import encode_answer
+    from rlhf.pairs import read_answers
+
+    tokenizer = load_tokenizer(start)
+    torch.manual_seed(1)
+    model = load_scorer(start)
+    sequences = [encode_answer(tokenizer, row["prompt"], row["rejected"]) for row in make_rows(5)]
+    scores, embeddings = read_answers(model, sequences, 2)
+    np.testing.assert_allclose(embeddings @ model.score.weight.detach().numpy()[0], scores, rtol=1e-4, atol=1e-5)
+    alone, _ = read_answers(model, sequences[3:4], 1)
+    np.testing.assert_allclose(alone[0], scores[3], rtol=1e-4, atol=1e-5)
+    assert [ids[-1] for ids in sequences] == [tokenizer.eos_token_id] * 5
+
+
+def test_groups_of_similar_length_change_neither_scores_nor_gradients(
+    start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf import pairs
+    from rlhf.encoding import encode_answer, pad_batch
+
+    tokenizer = load_tokenizer(start)
+    texts = ["a", "b " * 20, "c d", "e " * 9, "f"]
+    batch = pad_batch([encode_answer(tokenizer, "Ben has 3 pens.\n", text) for text in texts], tokenizer.pad_token_id)
+    results = []
+    for group in (2, 100):
+        monkeypatch.setattr(pairs, "GROUP", group)
+        torch.manual_seed(2)
+        model = load_scorer(start)
+        scores, embeddings = pairs.read_batch(model, model, batch, tokenizer.pad_token_id)
+        (scores * torch.arange(5)).sum().backward()
+        results.append((scores.detach(), embeddings.detach(), model.model.embed_tokens.weight.grad))
+    for small, large in zip(*results, strict=True):
+        torch.testing.assert_close(small, large, atol=1e-5, rtol=1e-4)
+
+
+def test_measured_margins_by_hand() -> None:
+    from rlhf.pairwise import measure_margins
+
+    figures = measure_margins(np.array([1.0, 2.0, -1.0, 0.0]))
+    assert figures["accuracy"] == 0.625
+    assert figures["margin"] == 0.5
+    # Against -1, -2, 1 and 0: 1 beats 2.5 of them, counting its tie half, 2 beats 4, -1 beats 1.5, 0 beats 2.5.
+    assert figures["auroc"] == pytest.approx((3.5 + 4 + 1.5 + 2.5) / 16)
+
+
+def test_audit_by_hand() -> None:
+    """Five pairs, two wrong; two flagged, one of them rightly; 4 of 6 (wrong, right) pairs in order."""
+    suspects = np.array([4, 0, 2, 1, 3])
+    grades = audit.grade_audit(suspects, [False, True, False, False, True], 0.4)
+    assert grades == {
+        "audit_flagged": 2,
+        "audit_precision": 0.5,
+        "audit_recall": 0.5,
+        "audit_auroc": pytest.approx(4 / 6),
+    }
+    assert audit.grade_audit(suspects, [False] * 5, 0.0)["audit_precision"] is None
+
+
+def test_the_lowest_margin_is_the_first_suspect_and_an_unvisited_pair_the_last() -> None:
+    assert audit.rank_suspects(np.array([0.5, np.nan, -3.0, 2.0])).tolist() == [2, 0, 3, 1]
+
+
+def test_length_baseline_follows_the_taste_of_the_training_labels() -> None:
+    short = [{"chosen": "a", "rejected": "bcd"}]
+    assert audit.measure_length_baseline(short, [{"chosen": "abcd", "rejected": "b"}]).tolist() == [-3]
+    assert audit.measure_length_baseline([], [{"chosen": "abcd", "rejected": "b"}]).tolist() == [3]
+
+
+def test_true_rows_stand_the_right_way_round(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", make_rows(6))
+    assert all("answer" in row["chosen"] for row in audit.read_true_rows(tmp_path / "rows.jsonl"))
+
+
+def test_samples_are_flat_rows_without_truth(tmp_path: Path, start: Path) -> None:
+    train(tmp_path, start, make_section())
+    samples = json.loads((tmp_path / "report" / "samples.json").read_text())
+    assert set(samples[0]) == {"id", "prompt", "chosen", "rejected", "kept", "margin"}
