@@ -14,7 +14,6 @@ import torch
 from rlhf.data.formats import Row
 from rlhf.encoding import encode_answer, pad_batch
 
-
 GROUP = 32
 """How many answers of similar length go through the model at once in training."""
 

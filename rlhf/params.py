@@ -348,9 +348,15 @@ class Params(Section):
     @model_validator(mode="after")
     def _sections_fit(self) -> Params:
         if self.prepare.data.preferences is None:
-            needy = sorted(name for name, policy in self.policies.items() if policy.algorithm == "dpo" or policy.rewards.reward_model)
+            needy = sorted(
+                name
+                for name, policy in self.policies.items()
+                if policy.algorithm == "dpo" or policy.rewards.reward_model
+            )
             if needy:
-                raise ValueError(f"prepare.data.preferences is null but policies.{needy[0]} needs preferences; give a source or drop the policy")
+                raise ValueError(
+                    f"prepare.data.preferences is null but policies.{needy[0]} needs preferences; give a source or drop the policy"
+                )
         if self.evaluate.gold == "judge" and not self.reward.judge:
             raise ValueError("evaluate.gold is 'judge' but reward.judge is false; set reward.judge to true")
         return self
@@ -377,7 +383,9 @@ def load_params(path: Path) -> Params:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}{line}: not valid YAML ({reason}); mend that line") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path} holds {type(raw).__name__}, not a map of sections; start from the repository's params.yaml")
+        raise UserError(
+            f"{path} holds {type(raw).__name__}, not a map of sections; start from the repository's params.yaml"
+        )
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
@@ -417,10 +425,7 @@ def _dotted(location: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any]:
     value = raw
     for index, part in enumerate(location):
         is_last = index == len(location) - 1
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-            keys.append(str(part))
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if isinstance(value, dict) and part in value or isinstance(value, list) and isinstance(part, int) and part < len(value):
             value = value[part]
             keys.append(str(part))
         elif is_last and isinstance(value, dict) and isinstance(part, str) and part not in TAGS:
@@ -454,5 +459,7 @@ def _models_in(annotation: Any) -> list[Any]:
 def _fits_tag(model: Any, raw: Any) -> bool:
     """Whether the map's `kind` or `algorithm` names this member of a union."""
     return isinstance(raw, dict) and any(
-        raw.get(tag) in get_args(model.model_fields[tag].annotation) for tag in ("kind", "algorithm") if tag in model.model_fields
+        raw.get(tag) in get_args(model.model_fields[tag].annotation)
+        for tag in ("kind", "algorithm")
+        if tag in model.model_fields
     )

@@ -71,7 +71,9 @@ def format_reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) 
     return [float(parse_answer(completion) is not None) for completion in completions]
 
 
-def length_reward(prompts: Sequence[Any], completions: Sequence[Any], *, shortest: int, longest: int, **_: Any) -> list[float]:
+def length_reward(
+    prompts: Sequence[Any], completions: Sequence[Any], *, shortest: int, longest: int, **_: Any
+) -> list[float]:
     """1 within the band of characters, falling linearly to 0 at half of `shortest` and at twice `longest`."""
     lengths = [len(completion_text(completion)) for completion in completions]
     return [max(0.0, min(1.0, 2 * length / shortest - 1, 2 - length / longest)) for length in lengths]

@@ -1,4 +1,4 @@
-"""Rewards of answers: a reward model, rules, their weighted sum; and what a reward model must keep to be handed over."""
+"""Rewards of answers, by a model or by rule, their weighted sum, and the contract that a reward model must keep."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class RewardModel:
         A text longer than the model's context is scored by its end, with a warning: one rambling answer must not
         stop a training that is meant to unlearn it.
         """
-        return self.score_ids([self.encode(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)])
+        return self.score_ids(
+            [self.encode(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        )
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         """The same with the signature of a reward function."""
@@ -68,7 +70,9 @@ class RewardModel:
         ids = encode_answer(self.tokenizer, prompt, answer)
         limit = getattr(self.model.config, "max_position_embeddings", None) or len(ids)
         if len(ids) > limit and not self._warned:
-            logger.warning("an answer of %d tokens is scored by its last %d, all that the reward model reads", len(ids), limit)
+            logger.warning(
+                "an answer of %d tokens is scored by its last %d, all that the reward model reads", len(ids), limit
+            )
             self._warned = True
         return ids[-limit:]
 
@@ -93,7 +97,10 @@ class RewardModel:
         import torch
 
         gaps = (batch["attention_mask"] == 0).sum(1).tolist()
-        moved = {name: torch.stack([row.roll(gap) for row, gap in zip(rows, gaps, strict=True)]) for name, rows in batch.items()}
+        moved = {
+            name: torch.stack([row.roll(gap) for row, gap in zip(rows, gaps, strict=True)])
+            for name, rows in batch.items()
+        }
         if "position_ids" in inspect.signature(self.model.forward).parameters:
             moved["position_ids"] = (moved["attention_mask"].cumsum(1) - 1).clamp_min(0)
         return moved
@@ -102,11 +109,13 @@ class RewardModel:
 def _check_is_scorer(folder: Path) -> None:
     path = folder / "config.json"
     if not path.exists():
-        raise UserError(f"{folder} holds no reward model (no config.json); give prepare.data.preferences a source and run the stage reward")
+        raise UserError(f"{folder} holds no reward model (no config.json); give prepare.data.preferences a source")
     config = json.loads(path.read_text(encoding="utf-8"))
     kinds = config.get("architectures") or ["a model of no known kind"]
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise UserError(f"{folder} holds {', '.join(kinds)}, not a reward model; give one that loads as AutoModelForSequenceClassification")
+        raise UserError(
+            f"{folder} holds {', '.join(kinds)}, not a reward model; give a folder that the stage reward wrote"
+        )
     # transformers leaves the labels out of config.json where there are two.
     labels = len(config.get("id2label", ("no", "yes")))
     if labels != 1:
@@ -116,7 +125,7 @@ def _check_is_scorer(folder: Path) -> None:
 # hand-over ----------------------------------------------------------------------------------------
 
 TOLERANCE = 1e-3
-"""How far a score may move with batch size, padding side and neighbours, in units of the scores' spread (at least 1)."""
+"""How far a score may move with batch, padding side and neighbours, in units of the scores' spread (at least 1)."""
 
 
 def check_reward_model(folder: Path, rows: Sequence[Row]) -> None:
@@ -152,7 +161,7 @@ def check_reward_model(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def check_same_tokenizer(policy: Path, reward: Path) -> None:
-    """Refuse a reward model that splits text otherwise than the policy. Raises UserError naming the first difference."""
+    """Raise UserError, naming the first difference, where the reward model splits text otherwise than the policy."""
     found = [_describe_tokenizer(load_tokenizer(folder)) for folder in (policy, reward)]
     for name, ours in found[0].items():
         theirs = found[1][name]
@@ -213,7 +222,10 @@ def mixed_reward(
     """
     # Columns of these names would collide with the two arguments.
     others = {name: list(values) for name, values in columns.items() if name not in ("prompts", "completions")}
-    parts = {reward.name: _checked(reward, reward.function(list(prompts), list(completions), **others), completions) for reward in rewards}
+    parts = {
+        reward.name: _checked(reward, reward.function(list(prompts), list(completions), **others), completions)
+        for reward in rewards
+    }
     total = [sum(reward.weight * parts[reward.name][row] for reward in rewards) for row in range(len(completions))]
     return total, parts
 
@@ -221,8 +233,12 @@ def mixed_reward(
 def _checked(reward: Reward, values: Any, completions: Sequence[Any]) -> list[float]:
     if not isinstance(values, Sequence) or len(values) != len(completions):
         found = f"{len(values)} values" if isinstance(values, Sequence) else type(values).__name__
-        raise UserError(f"the reward `{reward.name}` returned {found} for {len(completions)} answers; it must return a list, one number each")
+        raise UserError(
+            f"the reward `{reward.name}` returned {found} for {len(completions)} answers; a list of one number each is due"
+        )
     for value, completion in zip(values, completions, strict=True):
         if not isinstance(value, Real) or not math.isfinite(value):
-            raise UserError(f"the reward `{reward.name}` is {value!r} for the answer {_short(completion)}; it must be a finite number")
+            raise UserError(
+                f"the reward `{reward.name}` is {value!r} for the answer {_short(completion)}; a finite number is due"
+            )
     return [float(value) for value in values]

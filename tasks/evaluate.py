@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the SFT model and every policy under one yardstick."""
+"""The stage `evaluate`: the SFT model and every policy under one yardstick."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from tasks.paths import Paths
 
 
 def run(params: Params, paths: Paths, log: Log) -> None:
-    """Write metrics/evaluate.json, one object per policy, and the report. Raises UserError where a model is missing."""
+    """Read models and held-out rows; write metrics/evaluate.json, one object per policy, and reports/evaluate.
+
+    Raises UserError where a model is missing.
+    """
     from rlhf.evaluation.report import write_report
     from rlhf.evaluation.yardstick import SFT, EvaluationFiles, evaluate_policies
 
@@ -20,22 +23,15 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     reward = paths.model("reward")
     files = EvaluationFiles(
         policies=policies,
+        # Without preferences the stage reward leaves a note instead of a model, and proxy rewards are null.
         reward=reward if (reward / "config.json").exists() else None,
         judge=paths.model("judge"),
         prompts=paths.rows("prompts", "test"),
         preferences=paths.rows("preferences", "test"),
     )
     yardstick, measured = evaluate_policies(params.evaluate, files, params.seed)
-    samples = write_report(paths.report("evaluate"), yardstick, measured)
-    write_json(paths.report("evaluate") / "samples.json", samples)
+    write_json(paths.report("evaluate") / "samples.json", write_report(paths.report("evaluate"), yardstick, measured))
     metrics = {name: one.metrics for name, one in measured.items()}
-    log(
-        {
-            f"{name}/{key}": value
-            for name, figures in metrics.items()
-            for key, value in figures.items()
-            if isinstance(value, float)
-        },
-        0,
-    )
     write_json(paths.metrics("evaluate"), metrics)
+    for name, figures in metrics.items():
+        log({f"{name}/{key}": float(value) for key, value in figures.items() if isinstance(value, (int, float))}, 0)

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "ALIGNFLOW_FLOW_PROCESS"
@@ -31,43 +32,52 @@ class StoppedError(Exception):
     """The flow is ending; no process is started any more and those that run are told to stop."""
 
 
-def run_process(command: list[str], folder: Path, environment: dict[str, str], on_line: Callable[[str], None]) -> int:
+@dataclass(frozen=True)
+class Process:
+    """What is to be run, where, with which environment and for how many seconds at most."""
+
+    command: list[str]
+    folder: Path
+    environment: dict[str, str]
+    seconds: float
+
+
+def run_process(process: Process, on_line: Callable[[str], None]) -> int:
     """Run a command in its own process group, hand over each line it prints, return its exit status.
 
-    Whatever interrupts us (a timeout, a cancellation, Ctrl-C) ends the whole group before it goes on.
-    Raises StoppedError where the flow is ending.
+    Raises TimeoutError where it takes too long and StoppedError where the flow is ending; these and
+    whatever else interrupts us end the whole group first.
     """
     if _stopping.is_set():
         raise StoppedError
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
+    child = subprocess.Popen(
+        process.command,
+        cwd=process.folder,
+        env=process.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    _groups.add(process.pid)
+    _groups.add(child.pid)
     try:
-        for line in _lines_of(process):
+        for line in _lines_of(child, time.monotonic() + process.seconds):
             on_line(line)
-        status = process.wait()
+        status = child.wait()
     except BaseException:
-        _end_group(process)
+        _end_group(child)
         raise
     finally:
-        _groups.discard(process.pid)
+        _groups.discard(child.pid)
     if _stopping.is_set():
         raise StoppedError
     return status
 
 
-def _lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """What the process prints, line by line; wakes often, as a pending timeout only strikes between bytecodes.
+def _lines_of(process: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
+    """What the process prints, line by line.
 
-    A process that only the group's leader left behind does not hold us: after the leader's end we
-    read what is there and go.
+    Where it has ended but something it started still holds its output, what has come by then is all.
     """
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read_lines, args=(process, lines), daemon=True).start()
@@ -77,10 +87,13 @@ def _lines_of(process: subprocess.Popen[bytes]) -> Iterator[str]:
         except queue.Empty:
             if process.poll() is not None:
                 return
-            continue
+            line = ""
         if line is None:
             return
-        yield line
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        if line:
+            yield line
 
 
 def _read_lines(process: subprocess.Popen[bytes], lines: queue.SimpleQueue[str | None]) -> None:

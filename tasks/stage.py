@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.tasks import Task
 
-from tasks.processes import StoppedError, run_process
+from tasks.processes import Process, StoppedError, run_process
 from tasks.workspace import DVC, Workspace, check_workspace, find_stale, open_workspace, stage_environment
 
 __all__ = [
+    "SKIPPED",
     "UNCHANGED",
     "Workspace",
     "check_workspace",
@@ -32,8 +32,10 @@ __all__ = [
 
 RETRIES = {"validate": 0}
 """Bad data stays bad; another stage that broke down, rather than refused, is tried once more."""
-UNCHANGED, RESTORED, REFUSED = "Unchanged", "Restored", "Refused"
-"""Names of states: nothing to do, taken from DVC's cache, failed for a reason that a second try cannot mend."""
+UNCHANGED, RESTORED, SKIPPED = "Unchanged", "Restored", "Skipped"
+"""Names of states: nothing to do, taken from DVC's cache, not run as a stage before it is not complete."""
+REFUSED, BROKEN = "Refused", "Broken"
+"""Names of failures: with a reason that a second try cannot mend, and without."""
 
 _UNEXPECTED = "run again with --debug for the traceback"
 """How a stage ends its sentence where it does not know what happened (tasks/__main__.py)."""
@@ -52,60 +54,79 @@ def stage_task(workspace: Workspace, name: str, after: list[str]) -> Task[[], St
     """The task of the stage `name`, whose upstream stages are `after`; the state of its run says what DVC decided."""
 
     def decide() -> State[Any]:
-        fresh = workspace.stale is not None and name not in workspace.stale
-        if fresh and workspace.unchanged.issuperset(after):
-            workspace.unchanged.add(name)
-            workspace.on_end()
-            return Completed(name=UNCHANGED, message="nothing it reads or writes has changed")
+        if lacking := [other for other in after if other not in workspace.complete]:
+            return _skipped(lacking)
+        if name not in workspace.stale and workspace.unchanged.issuperset(after):
+            return _complete(
+                workspace, name, Completed(name=UNCHANGED, message="nothing it reads or writes has changed")
+            )
         return _run(workspace, name, [*DVC, "repro", "--single-item", name], Listener())
 
-    return _as_task(decide, name, workspace)
+    return _as_task(decide, name)
 
 
-def promote_task(workspace: Workspace) -> Task[[], State[Any]]:
+def promote_task(workspace: Workspace, after: str) -> Task[[], State[Any]]:
     """The task of the promotion, which is no stage: DVC cannot version a registry."""
 
     def decide() -> State[Any]:
+        if after not in workspace.complete:
+            return _skipped([after])
         listener = Listener()
         state = _run(workspace, "promote", [sys.executable, "-m", "tasks", "promote"], listener)
         workspace.decisions = [line for line in listener.lines if not _LEVELLED.match(line)]
         return state
 
-    return _as_task(decide, "promote", workspace)
+    return _as_task(decide, "promote")
 
 
-def _as_task(body: Callable[[], State[Any]], name: str, workspace: Workspace) -> Task[[], State[Any]]:
+def _as_task(body: Callable[[], State[Any]], name: str) -> Task[[], State[Any]]:
     allowed = RETRIES.get(name, 1)
-    return task(
+    return Task(
         body,
         name=name,
         task_run_name=name,
         cache_policy=NO_CACHE,  # DVC alone knows what is up to date
         persist_result=False,
-        timeout_seconds=workspace.max_hours * 3600,
         # One above what is allowed: where retries are used up Prefect adds a traceback to the stage's own sentence.
         retries=allowed + 1,
-        retry_condition_fn=lambda _task, run, state: state.name != REFUSED and run.run_count <= allowed,
+        retry_condition_fn=lambda _task, run, state: state.name == BROKEN and run.run_count <= allowed,
     )
 
 
 def _run(workspace: Workspace, name: str, command: list[str], listener: Listener) -> State[Any]:
     """Run the command of a stage and turn its end into a state."""
+    process = Process(command, workspace.paths.root, os.environ | workspace.environment, workspace.max_hours * 3600)
     try:
-        status = run_process(command, workspace.paths.root, os.environ | workspace.environment, listener)
+        status = run_process(process, listener)
     except StoppedError:
         return Cancelled(message="stopped with the flow")
-    if listener.began:
-        workspace.spans[name] = (listener.began, listener.ended or time.monotonic())
+    except TimeoutError:
+        get_run_logger().error("ended after %g hours, the most a stage may take", workspace.max_hours)
+        return Failed(name="TimedOut", message=f"took longer than {workspace.max_hours:g} hours and was ended")
+    finally:
+        if listener.began:
+            workspace.spans[name] = (listener.began, listener.ended or time.monotonic())
     if status:
         return _failure(status, listener)
-    workspace.on_end()
     if listener.skipped:
-        workspace.unchanged.add(name)
-        return Completed(name=UNCHANGED, message="DVC finds it up to date")
+        return _complete(workspace, name, Completed(name=UNCHANGED, message="DVC finds it up to date"))
     if listener.restored:
-        return Completed(name=RESTORED, message="DVC had the result in its cache")
-    return Completed(message=f"ran {listener.seconds:.0f} s")
+        return _complete(workspace, name, Completed(name=RESTORED, message="DVC had the result in its cache"))
+    return _complete(workspace, name, Completed(message=f"ran {listener.seconds:.0f} s"))
+
+
+def _complete(workspace: Workspace, name: str, state: State[Any]) -> State[Any]:
+    workspace.complete.add(name)
+    if state.name == UNCHANGED:
+        workspace.unchanged.add(name)
+    workspace.on_end()
+    return state
+
+
+def _skipped(lacking: list[str]) -> State[Any]:
+    sentence = f"not run, as it needs {', '.join(lacking)}"
+    get_run_logger().warning("%s", sentence)
+    return Failed(name=SKIPPED, message=sentence)  # not Cancelled, which would leave those behind it without a word
 
 
 def _failure(status: int, listener: Listener) -> State[Any]:
@@ -118,7 +139,7 @@ def _failure(status: int, listener: Listener) -> State[Any]:
         get_run_logger().error("refused: %s", sentence)
         return Failed(name=REFUSED, message=sentence)
     get_run_logger().error("failed: %s", sentence)
-    return Failed(message=sentence)
+    return Failed(name=BROKEN, message=sentence)
 
 
 class Listener:
@@ -155,7 +176,7 @@ class Listener:
         elif _RESTORED.match(line):
             self.restored = True
         elif not _CHATTER.match(line):
-            self.lines = [*self.lines[-199:], line]
+            self.lines = [*self.lines[-199:], line.strip()]
             levelled = _LEVELLED.match(line)
             level = logging.getLevelNamesMapping()[levelled[1]] if levelled else logging.INFO
             self._log.log(level, "%s", levelled[2] if levelled else line)

@@ -28,9 +28,11 @@ class Workspace:
     max_hours: float = 72.0
     """A stage that takes longer is ended: a hung one must not hold a schedule for ever."""
     environment: dict[str, str] = field(default_factory=dict)
-    stale: frozenset[str] | None = None
-    """What DVC called stale when the flow began; None where it could not say, and every stage asks for itself."""
+    stale: frozenset[str] = frozenset()
+    """What DVC called stale when the flow began."""
+    complete: set[str] = field(default_factory=set)
     unchanged: set[str] = field(default_factory=set)
+    """Those of the complete stages that had nothing to do."""
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
     """When the command of each stage that ran began and ended, in seconds of the monotonic clock."""
     decisions: list[str] = field(default_factory=list)
@@ -95,8 +97,12 @@ def check_workspace(root: Path) -> None:
         )
 
 
-def find_stale(workspace: Workspace) -> frozenset[str] | None:
-    """The stages whose code, data, params or outputs differ from dvc.lock, by DVC's word; None where it fails."""
+def find_stale(workspace: Workspace) -> frozenset[str]:
+    """The stages whose code, data, params or outputs differ from dvc.lock, by DVC's word.
+
+    Those that are only downstream of such a stage are not among them. Raises UserError where DVC cannot
+    make sense of the workspace.
+    """
     answer = subprocess.run(
         [*DVC, "status", "--json"],
         cwd=workspace.paths.root,
@@ -105,7 +111,10 @@ def find_stale(workspace: Workspace) -> frozenset[str] | None:
         text=True,
         check=False,
     )
-    return None if answer.returncode else frozenset(json.loads(answer.stdout))
+    if answer.returncode:
+        reason = " ".join(answer.stderr.removeprefix("ERROR: ").split())
+        raise UserError(f"DVC cannot tell which stages are stale: {reason}")
+    return frozenset(json.loads(answer.stdout))
 
 
 def stage_environment(flow_run_id: str | None, flow_run_name: str | None) -> dict[str, str]:

@@ -43,7 +43,9 @@ def test_padding_does_not_move_advantages(length, padding, gamma, gae_lambda):
     alone = generalised_advantages(rewards, values, torch.ones(1, length), gamma, gae_lambda)
     noise = torch.full((1, padding), 1e6)
     mask = torch.cat([torch.ones(1, length), torch.zeros(1, padding)], 1)
-    padded = generalised_advantages(torch.cat([rewards, 0 * noise], 1), torch.cat([values, noise], 1), mask, gamma, gae_lambda)
+    padded = generalised_advantages(
+        torch.cat([rewards, 0 * noise], 1), torch.cat([values, noise], 1), mask, gamma, gae_lambda
+    )
     torch.testing.assert_close(padded[:, :length], alone)
     assert not padded[:, length:].any()
 

@@ -46,7 +46,11 @@ def edited(tmp_path):
         ("sft.learning_rat", 0.1, r"unknown key sft\.learning_rat; did you mean sft\.learning_rate\?"),
         ("policies.dpo.betta", 0.1, r"unknown key policies\.dpo\.betta; did you mean policies\.dpo\.beta\?"),
         ("polices", {}, r"unknown key polices; did you mean policies\?"),
-        ("prepare.world.noise.rates", 0.1, r"unknown key prepare\.world\.noise\.rates; did you mean prepare\.world\.noise\.rate\?"),
+        (
+            "prepare.world.noise.rates",
+            0.1,
+            r"unknown key prepare\.world\.noise\.rates; did you mean prepare\.world\.noise\.rate\?",
+        ),
         ("sft.learning_rate", -1.0, r"sft\.learning_rate is -1\.0; input should be greater than 0"),
         ("sft.learning_rate", "fast", r"sft\.learning_rate is 'fast'; input should be a valid number"),
         ("sft.epochs", True, r"sft\.epochs is True"),

@@ -28,7 +28,9 @@ def files(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
 @pytest.fixture
 def params():
     section = load_params(ROOT / "params.yaml").policies["ppo"]
-    return section.model_copy(update={"steps": 2, "batch_size": 8, "minibatches": 2, "max_new_tokens": 6, "temperature": 0.8})
+    return section.model_copy(
+        update={"steps": 2, "batch_size": 8, "minibatches": 2, "max_new_tokens": 6, "temperature": 0.8}
+    )
 
 
 def roll_out(params, files, seed=0):
@@ -67,7 +69,9 @@ def test_log_probs_do_not_depend_on_padding_or_neighbours(params, files):
     for index in range(3):
         width = int(rollout.batch.mask[index].sum())
         prompt = rollout.batch.attention[index, : rollout.batch.prompt_length].bool()
-        tokens = torch.cat([rollout.batch.tokens[index, : rollout.batch.prompt_length][prompt], rollout.batch.responses[index, :width]])
+        tokens = torch.cat(
+            [rollout.batch.tokens[index, : rollout.batch.prompt_length][prompt], rollout.batch.responses[index, :width]]
+        )
         alone = algorithm.Batch(tokens[None], torch.ones_like(tokens)[None], int(prompt.sum()))
         logits = algorithm.response_logits(models.policy, alone)
         expected = algorithm.token_log_probs(logits, alone.responses, params.temperature)[0]
@@ -101,7 +105,9 @@ def test_accumulation_gives_the_gradient_of_the_whole_minibatch(params, files, p
 
 def test_updates_per_rollout_are_epochs_times_minibatches(params, files, monkeypatch):
     steps = []
-    monkeypatch.setattr(algorithm.Optimiser, "_step", lambda self, rollout, experience, index: steps.append(len(index)) or {"x": 0.0})
+    monkeypatch.setattr(
+        algorithm.Optimiser, "_step", lambda self, rollout, experience, index: steps.append(len(index)) or {"x": 0.0}
+    )
     section = params.model_copy(update={"update_epochs": 4, "minibatches": 4, "gradient_accumulation_steps": 2})
     models, _, rollout = roll_out(section, files)
     algorithm.Optimiser(section, models).update(rollout, algorithm.estimate(section, rollout, torch.zeros(8)))
@@ -134,7 +140,14 @@ def test_the_policy_learns_what_is_rewarded(params, files, monkeypatch):
 
     monkeypatch.setattr(algorithm, "build_rewards", lambda *_: [algorithm.Reward("count", count, 1.0)])
     section = params.model_copy(
-        update={"steps": 12, "batch_size": 32, "learning_rate": 0.01, "beta": 0.0, "missing_eos_penalty": 0.0, "update_epochs": 4}
+        update={
+            "steps": 12,
+            "batch_size": 32,
+            "learning_rate": 0.01,
+            "beta": 0.0,
+            "missing_eos_penalty": 0.0,
+            "update_epochs": 4,
+        }
     )
     curves = CurveRecorder(no_log)
     train_policy(section, files, 0, curves)
@@ -149,7 +162,9 @@ def test_with_an_adapter_the_reference_is_the_base_and_the_saved_model_is_merged
     experience = algorithm.estimate(section, rollout, torch.linspace(-1, 1, 8))
     algorithm.Optimiser(section, models).update(rollout, experience)
     with torch.no_grad():
-        after = algorithm.token_log_probs(models.reference_logits(rollout.batch), rollout.batch.responses, section.temperature)
+        after = algorithm.token_log_probs(
+            models.reference_logits(rollout.batch), rollout.batch.responses, section.temperature
+        )
         moved = algorithm.token_log_probs(
             algorithm.response_logits(models.policy, rollout.batch), rollout.batch.responses, section.temperature
         )

@@ -37,7 +37,9 @@ def make_rows(count: int, first: int = 0) -> list[Row]:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
-    tokenizer = train_tokenizer([row["prompt"] + row["chosen"] + row["rejected"] for row in make_rows(40)], 320, 64)
+    tokenizer: Any = train_tokenizer(
+        [row["prompt"] + row["chosen"] + row["rejected"] for row in make_rows(40)], 320, 64
+    )
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     names = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     torch.manual_seed(0)
@@ -141,7 +143,7 @@ def test_four_small_batches_equal_one_large(tmp_path: Path, start: Path, objecti
 def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, start: Path) -> None:
     adapter = AdapterParams(rank=4, alpha=8.0, dropout=0.0, target_modules="all-linear", quantise=None)
     train(tmp_path, start, make_section(adapter=adapter))
-    merged = load_scorer(tmp_path / "model")
+    merged: Any = load_scorer(tmp_path / "model")
     assert not (tmp_path / "model" / "adapter_config.json").exists()
     assert merged.score.weight.abs().max() > 0
     before = load_scorer(start).state_dict()
@@ -194,9 +196,9 @@ def test_pooled_states_give_the_scores_of_the_model(start: Path) -> None:
     from rlhf.encoding import encode_answer
     from rlhf.pairs import read_answers
 
-    tokenizer = load_tokenizer(start)
+    tokenizer: Any = load_tokenizer(start)
     torch.manual_seed(1)
-    model = load_scorer(start)
+    model: Any = load_scorer(start)
     sequences = [encode_answer(tokenizer, row["prompt"], row["rejected"]) for row in make_rows(5)]
     scores, embeddings = read_answers(model, sequences, 2)
     np.testing.assert_allclose(embeddings @ model.score.weight.detach().numpy()[0], scores, rtol=1e-4, atol=1e-5)
@@ -211,14 +213,14 @@ def test_groups_of_similar_length_change_neither_scores_nor_gradients(
     from rlhf import pairs
     from rlhf.encoding import encode_answer, pad_batch
 
-    tokenizer = load_tokenizer(start)
+    tokenizer: Any = load_tokenizer(start)
     texts = ["a", "b " * 20, "c d", "e " * 9, "f"]
     batch = pad_batch([encode_answer(tokenizer, "Ben has 3 pens.\n", text) for text in texts], tokenizer.pad_token_id)
     results = []
     for group in (2, 100):
         monkeypatch.setattr(pairs, "GROUP", group)
         torch.manual_seed(2)
-        model = load_scorer(start)
+        model: Any = load_scorer(start)
         scores, embeddings = pairs.read_batch(model, model, batch, tokenizer.pad_token_id)
         (scores * torch.arange(5)).sum().backward()
         results.append((scores.detach(), embeddings.detach(), model.model.embed_tokens.weight.grad))

@@ -25,10 +25,11 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 def pot_cost(cost: torch.Tensor, mass: float) -> float:
     rows, columns = cost.shape
     # POT wants costs that are not negative, and a mass no larger than the sums, which rounding puts just below 1.
-    shifted, limits = cost.numpy() - cost.min().item(), (ot.unif(rows), ot.unif(columns))
-    available = min(mass, limits[0].sum(), limits[1].sum())
-    plan = ot.partial.partial_wasserstein(*limits, shifted, m=available, nb_dummies=2)
-    return float((plan * cost.numpy()).sum())
+    shifted = cost.numpy() - cost.min().item()
+    row_masses, column_masses = np.full(rows, 1 / rows), np.full(columns, 1 / columns)
+    available = min(mass, row_masses.sum(), column_masses.sum())
+    plan = ot.partial.partial_wasserstein(row_masses, column_masses, shifted, m=available, nb_dummies=2)
+    return float(np.sum(np.asarray(plan) * cost.numpy()))
 
 
 @settings(deadline=None, max_examples=60)
@@ -151,6 +152,24 @@ def test_low_label_weight_trims_the_largest_losses_in_any_orientation(seed: int)
     expected = softplus(-margins).sort().values[:9]
     assert loss.item() == pytest.approx(expected.mean().item(), abs=1e-8)
     assert set(torch.nonzero(kept < 0.5).flatten().tolist()) == set(margins.argsort()[:3].tolist())
+
+
+def test_a_high_label_weight_sees_only_how_many_labels_of_each_kind_there_are() -> None:
+    """Predictions that are the labels shifted by one: often wrong, yet as many of each kind as there are labels."""
+    turns = torch.randint(0, 2, (12,), generator=seeded()).mul(2).sub(1).double()
+    margins = 3 * turns * turns.roll(1)
+    loss, _ = selective_loss(draw(1, 12, 4), margins, 1.0, 1e6, seeded())
+    assert (margins < 0).any()
+    assert loss.item() == pytest.approx(softplus(torch.tensor(-3.0)).item(), abs=1e-4)
+
+
+def test_what_is_left_out_is_a_label_not_a_prediction() -> None:
+    """Three predictions say 1, the second feebly; labels 1, 1, 0. The third prediction takes the second label."""
+    wanted = [1, 1, 0]
+    seed = next(s for s in range(1000) if torch.randint(0, 2, (3,), generator=seeded(s)).tolist() == wanted)
+    margins = torch.tensor([3.0, 0.1, -3.0], dtype=torch.float64)
+    _, kept = selective_loss(draw(1, 3, 4), margins, 2 / 3, 1e3, seeded(seed))
+    assert kept.round(decimals=6).tolist() == [1, 1, 0]
 
 
 def test_a_wrong_label_among_neighbours_that_agree_is_left_out() -> None:

@@ -40,7 +40,7 @@ def make_rows(count: int, conversational: bool = False) -> list[Row]:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     texts = [row["prompt"] + row["completion"] for row in make_rows(40)]
-    tokenizer = train_tokenizer(texts, 320, 64)
+    tokenizer: Any = train_tokenizer(texts, 320, 64)
     tokenizer.chat_template = TEMPLATE
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     names = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from rlhf.data.world import CORRUPTIONS, LANGUAGES, draw_problem, flip_probabilities, make_world, write_right_answer
+from rlhf.data.problems import CORRUPTIONS, LANGUAGES, draw_problem, write_right_answer
+from rlhf.data.world import flip_probabilities, make_world
 from rlhf.scoring import answer_reward
 
 

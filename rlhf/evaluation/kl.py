@@ -58,7 +58,9 @@ def _completion_logits(model: Any, batch: Sequences) -> Tensor:
     behind = max(len(completion) for _, completion in batch)
     rows = [(before - len(prompt), [*prompt, *completion], behind - len(completion)) for prompt, completion in batch]
     tokens = torch.tensor([[0] * left + ids + [0] * right for left, ids, right in rows], device=model.device)
-    attention = torch.tensor([[0] * left + [1] * len(ids) + [0] * right for left, ids, right in rows], device=model.device)
+    attention = torch.tensor(
+        [[0] * left + [1] * len(ids) + [0] * right for left, ids, right in rows], device=model.device
+    )
     inputs = {"input_ids": tokens, "attention_mask": attention, "logits_to_keep": behind + 1}
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = (attention.cumsum(1) - 1).clamp_min(0)

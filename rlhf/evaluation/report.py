@@ -1,104 +1,142 @@
-"""What people look at: the KL–reward picture and one page with every policy's answers side by side."""
+"""What people look at: the KL–reward picture, a table for `dvc plots`, and one page with the answers side by side."""
 
 from __future__ import annotations
 
 import base64
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from rlhf.curves import rounded_number
-from rlhf.data.formats import completion_text, is_conversational
+from rlhf.evaluation.comparison import Estimate, estimate_mean
 from rlhf.evaluation.yardstick import SFT, Measured, Yardstick
 
-COLUMNS = {
-    "gold_reward": "gold reward",
-    "gold_reward_greedy": "gold, greedy",
-    "proxy_reward": "proxy reward",
-    "win_rate": "win rate",
-    "win_rate_low": "95 % from",
-    "win_rate_high": "to",
-    "kl_to_sft": "KL to SFT (nats)",
-    "mean_tokens": "tokens",
-    "stop_rate": "stop rate",
-}
+Policies = dict[str, Measured]
+
+DPI = 120
 
 
-def write_report(folder: Path, yardstick: Yardstick, measured: dict[str, Measured]) -> list[dict[str, Any]]:
-    """Write frontier.png, policies.csv and report.html into `folder`; returns the shown answers as flat rows."""
+def write_report(folder: Path, yardstick: Yardstick, measured: Policies) -> list[dict[str, Any]]:
+    """Write frontier.png, policies.csv and report.html into `folder`; return answers as flat rows.
+
+    The page shows the prompts on which policies disagree most; the rows are those of the first prompts, the same ones
+    in every run, so that runs can be compared.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     draw_frontier(folder / "frontier.png", measured)
     _write_table(folder / "policies.csv", measured)
-    prompts = _interesting_prompts(measured)[: yardstick.params.samples_shown]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("report.html").render(
-        columns=COLUMNS,
-        policies={name: rounded_number(one.metrics) for name, one in measured.items()},
-        picture=base64.b64encode((folder / "frontier.png").read_bytes()).decode("ascii"),
-        prompts=[_card(index, yardstick, measured) for index in prompts],
+    shown = yardstick.params.samples_shown
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            policies={name: one.metrics for name, one in measured.items()},
+            gold=yardstick.gold.name,
+            temperature=yardstick.params.temperature,
+            picture=base64.b64encode((folder / "frontier.png").read_bytes()).decode("ascii"),
+            cards=[_card(index, yardstick, measured) for index in rank_prompts(measured)[:shown]],
+        )
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
-    return [row for index in prompts for row in _flat_rows(index, yardstick, measured)]
+    return [row for index in range(min(shown, len(yardstick.rows))) for row in _flat_rows(index, yardstick, measured)]
 
 
-def draw_frontier(path: Path, measured: dict[str, Measured]) -> None:
-    """Gold and proxy reward against the distance from the SFT model; bars are 95 % intervals of the mean."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = [("gold_reward", "gold reward (never trained on)", lambda one: one.gold)]
-    if all(one.proxy for one in measured.values()):
-        panels.append(("proxy_reward", "proxy reward (the reward model)", lambda one: one.proxy))
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), squeeze=False, layout="constrained")
-    for axis, (key, title, rewards) in zip(axes[0], panels, strict=True):
-        for index, (name, one) in enumerate(measured.items()):
-            values = rewards(one)
-            mean = sum(values) / len(values)
-            error = 1.96 * (sum((value - mean) ** 2 for value in values) / len(values) ** 2) ** 0.5
-            x, y = one.metrics["kl_to_sft"], one.metrics[key]
-            axis.errorbar(x, y, yerr=error, fmt="s" if name == SFT else "o", color=f"C{index}", capsize=4, markersize=8)
-            axis.annotate(name, (x, y), textcoords="offset points", xytext=(9, 5))
-        axis.set(xlabel="KL to the SFT model (nats per answer)", ylabel=key.replace("_", " "), title=title)
-        axis.margins(x=0.15, y=0.15)
-        axis.grid(alpha=0.3)
-    # Without the version of matplotlib in it, the same figures give the same bytes.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
+    return environment
 
 
-def _write_table(path: Path, measured: dict[str, Measured]) -> None:
+# picture ------------------------------------------------------------------------------------------
+
+
+def draw_frontier(path: Path, measured: Policies) -> None:
+    """Gold and proxy reward against the distance from the SFT model, bars being 95 % intervals of the means.
+
+    The same figures give the same bytes.
+    """
+    panels = [("gold reward", "what counts", {name: one.gold for name, one in measured.items()})]
+    proxies = {name: one.proxy for name, one in measured.items() if one.proxy}
+    if len(proxies) == len(measured):
+        panels.append(("proxy reward", "what the reward model believes", proxies))
+    figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (name, title, rewards) in zip(axes, panels, strict=True):
+        kl = {policy: estimate_mean(one.kl) for policy, one in measured.items()}
+        _draw_panel(axis, kl, {policy: estimate_mean(values) for policy, values in rewards.items()})
+        axis.set(xlabel="KL to the SFT model (nats per answer)", ylabel=name, title=title)
+    # Without the version of matplotlib in it.
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def _draw_panel(axis: Axes, kl: dict[str, Estimate], rewards: dict[str, Estimate]) -> None:
+    for number, (policy, reward) in enumerate(rewards.items()):
+        x, colour = kl[policy], f"C{number}"
+        bars = {"xerr": _bars(x), "yerr": _bars(reward), "fmt": "s" if policy == SFT else "o"}
+        axis.errorbar(x.mean, reward.mean, **bars, color=colour, capsize=3, elinewidth=1.2, markersize=7, zorder=3)
+        place = {"textcoords": "offset points", "xytext": (8, 7), "fontweight": "bold", "zorder": 4}
+        axis.annotate(policy, (x.mean, reward.mean), color=colour, **place)
+    axis.axhline(rewards[SFT].mean, color="0.6", linewidth=1, linestyle=":", zorder=1)
+    axis.margins(x=0.18, y=0.18)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _bars(estimate: Estimate) -> list[list[float]]:
+    return [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+
+
+# tables and answers -------------------------------------------------------------------------------
+
+
+def _write_table(path: Path, measured: Policies) -> None:
+    """One row per policy and one column per number in its metrics."""
+    columns = [key for key, value in measured[SFT].metrics.items() if not isinstance(value, str)]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["policy", *COLUMNS])
+        writer.writerow(["policy", *columns])
         for name, one in measured.items():
-            writer.writerow([name, *(rounded_number(one.metrics[key]) for key in COLUMNS)])
+            writer.writerow([name, *(rounded_number(one.metrics[key]) for key in columns)])
 
 
-def _interesting_prompts(measured: dict[str, Measured]) -> list[int]:
-    """Prompts where policies disagree come first, then those that all get wrong."""
-    golds = [one.gold for one in measured.values()]
-
-    def rank(index: int) -> tuple[float, float, int]:
-        values = [gold[index] for gold in golds]
-        return (min(values) - max(values), sum(values), index)
-
-    return sorted(range(len(golds[0])), key=rank)
+def rank_prompts(measured: Policies) -> list[int]:
+    """Places of the prompts: those on which the policies' gold rewards differ most, then those all get wrong."""
+    columns = list(zip(*(one.gold for one in measured.values()), strict=True))
+    return sorted(
+        range(len(columns)), key=lambda index: (min(columns[index]) - max(columns[index]), sum(columns[index]))
+    )
 
 
-def _card(index: int, yardstick: Yardstick, measured: dict[str, Measured]) -> dict[str, Any]:
+def _card(index: int, yardstick: Yardstick, measured: Policies) -> dict[str, Any]:
     row = yardstick.rows[index]
     answers = [{"policy": name, **_answer(index, one)} for name, one in measured.items()]
     best = max(answer["gold"] for answer in answers)
-    return {"prompt": _prompt_text(row["prompt"]), "expected": row.get("answer"), "best": best, "answers": answers}
+    believed = [answer["proxy"] for answer in answers if answer["proxy"] is not None]
+    for answer in answers:
+        answer["favourite"] = bool(believed) and answer["proxy"] == max(believed)
+    return {
+        "prompt": _prompt_text(row["prompt"]),
+        "expected": row.get("answer"),
+        "disagree": any(answer["gold"] != best for answer in answers),
+        "misled": any(answer["favourite"] for answer in answers)
+        and not any(answer["favourite"] and answer["gold"] == best for answer in answers),
+        "answers": answers,
+    }
 
 
-def _flat_rows(index: int, yardstick: Yardstick, measured: dict[str, Measured]) -> list[dict[str, Any]]:
+def _flat_rows(index: int, yardstick: Yardstick, measured: Policies) -> list[dict[str, Any]]:
     prompt = _prompt_text(yardstick.rows[index]["prompt"])
     return [{"prompt": prompt, "policy": name, **_answer(index, one)} for name, one in measured.items()]
 
@@ -107,12 +145,14 @@ def _answer(index: int, one: Measured) -> dict[str, Any]:
     answer = one.answers[index]
     return {
         "answer": answer.text,
-        "gold": rounded_number(one.gold[index]),
-        "proxy": rounded_number(one.proxy[index]) if one.proxy else None,
+        "gold": one.gold[index],
+        "proxy": one.proxy[index] if one.proxy else None,
         "tokens": len(answer.token_ids),
         "ended": answer.ended,
     }
 
 
-def _prompt_text(prompt: Any) -> str:
-    return completion_text(prompt) if is_conversational(prompt) else prompt.strip()
+def _prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
+    if isinstance(prompt, str):
+        return prompt.strip()
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

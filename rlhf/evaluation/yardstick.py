@@ -25,8 +25,8 @@ from rlhf.scoring import Reward, RewardModel, answer_reward, check_same_tokenize
 logger = logging.getLogger(__name__)
 
 SFT = "sft"
-ESTIMATORS = ("k3", "k1")
-"""`kl_to_sft` is by the first; the second stands beside it as a check (docs/evaluation.md)."""
+ESTIMATORS = ("k1", "k3")
+"""`kl_to_sft` is by the first, the second stands beside it as a check; docs/evaluation.md says why."""
 SIDES = ("chosen", "rejected")
 
 
@@ -135,7 +135,8 @@ def _measure(yardstick: Yardstick, model: Any, rival: Measured | None) -> Measur
     answers = yardstick.answer(model, yardstick.params.temperature)
     gold = yardstick.reward(yardstick.gold, answers)
     proxy = yardstick.reward(yardstick.proxy, answers) if yardstick.proxy else None
-    ours, theirs = yardstick.log_probs(model, answers), yardstick.log_probs(yardstick.reference, answers)
+    theirs = yardstick.log_probs(yardstick.reference, answers)
+    ours = theirs if model is yardstick.reference else yardstick.log_probs(model, answers)
     kl = {estimator: kl_per_answer(ours, theirs, estimator) for estimator in ESTIMATORS}
     wins = compare(gold, rival.gold if rival else gold)
     interval = estimate_mean(gold)
@@ -167,7 +168,9 @@ def _measure_preferences(yardstick: Yardstick, model: Any) -> dict[str, float]:
     """
     if not yardstick.pairs:
         return {}
-    ours = _pair_log_probs(model, yardstick.tokenizer, yardstick.pairs, yardstick.params.batch_size)
+    ours = yardstick.pair_log_probs
+    if model is not yardstick.reference:
+        ours = _pair_log_probs(model, yardstick.tokenizer, yardstick.pairs, yardstick.params.batch_size)
     drift = {side: _subtract(ours[side], yardstick.pair_log_probs[side]) for side in SIDES}
     margins = _subtract(drift["chosen"], drift["rejected"])
     figures = {

@@ -35,13 +35,17 @@ def train_dpo(params: DPOParams, files: PolicyFiles, seed: int, log: Log) -> Pre
             # An adapter needs no second model: switched off, it is the reference.
             ref_model=None if params.adapter else load_causal(files.sft, params.precision),
             args=_configuration(params, seed, Path(folder)),
-            train_dataset=Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]),
+            train_dataset=Dataset.from_list(
+                [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
+            ),
             processing_class=tokenizer,
             peft_config=lora_config(params.adapter, "CAUSAL_LM") if params.adapter else None,
             callbacks=[CurveReporter(log)],
         )
         trainer.train()
-    return fold_adapter(trainer.model, params.adapter, sample_batch(tokenizer), lambda: load_causal(files.sft, params.precision))
+    return fold_adapter(
+        trainer.model, params.adapter, sample_batch(tokenizer), lambda: load_causal(files.sft, params.precision)
+    )
 
 
 def _configuration(params: DPOParams, seed: int, folder: Path) -> DPOConfig:
@@ -65,6 +69,7 @@ def check_pairs(rows: list[dict[str, Any]], tokenizer: Any, max_length: int) -> 
             length = len(encode_answer(tokenizer, row["prompt"], row[side]))
             if length > max_length:
                 raise UserError(
-                    f"preference {row['id']} is {length} tokens long with its {side} answer, max_length is {max_length}; "
+                    f"preference {row['id']} is {length} tokens long with its {side} answer, "
+                    f"max_length is {max_length}; "
                     "raise max_length or lower validate.max_prompt_tokens and validate.max_completion_tokens"
                 )

@@ -38,7 +38,9 @@ def train_grpo(params: GRPOParams, files: PolicyFiles, seed: int, log: Log) -> P
             callbacks=[CurveReporter(log)],
         )
         trainer.train()
-    return fold_adapter(trainer.model, params.adapter, sample_batch(tokenizer), lambda: load_causal(files.sft, params.precision))
+    return fold_adapter(
+        trainer.model, params.adapter, sample_batch(tokenizer), lambda: load_causal(files.sft, params.precision)
+    )
 
 
 def _configuration(params: GRPOParams, weights: list[float], seed: int, folder: Path) -> GRPOConfig:
@@ -62,7 +64,9 @@ def reward_function(reward: Reward) -> Callable[..., list[float]]:
     """The reward as TRL calls it, checked as everywhere: a missing or non-finite value is an error."""
 
     def score(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-        _, parts = mixed_reward([reward], prompts, completions, {k: v for k, v in columns.items() if isinstance(v, list)})
+        _, parts = mixed_reward(
+            [reward], prompts, completions, {k: v for k, v in columns.items() if isinstance(v, list)}
+        )
         return parts[reward.name]
 
     score.__name__ = reward.name

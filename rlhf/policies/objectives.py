@@ -23,7 +23,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_log_probs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """log π of `tokens` under `logits` (batch, tokens, vocabulary) that were sampled at `temperature`."""
+    """The log π of `tokens` under `logits` (batch, tokens, vocabulary) that were sampled at `temperature`."""
     scaled = logits.float() / temperature
     return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
 
@@ -65,7 +65,9 @@ def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma:
     return advantages
 
 
-def clipped_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
+def clipped_policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> Tensor:
     """−min(ρA, clip(ρ, 1 − ε, 1 + ε)A), meant over response tokens. Source: Schulman et al., arXiv 1707.06347, eq. 7.
 
     The log-ratio is masked before it is exponentiated: padding may hold anything.

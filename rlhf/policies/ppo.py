@@ -176,7 +176,9 @@ def sample(params: PPOParams, policy: Any, tokenizer: Any, rows: list[Row]) -> t
     """Answers drawn at `temperature`, and which of them ended by themselves: (batch,) booleans."""
     texts = [render_prompt(tokenizer, row["prompt"]) for row in rows]
     conversational = texts != [row["prompt"] for row in rows]
-    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not conversational)
+    encoded = tokenizer(
+        texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not conversational
+    )
     prompts = {name: encoded[name].to(policy.device) for name in ("input_ids", "attention_mask")}
     tokens = policy.generate(
         **prompts,
@@ -211,7 +213,9 @@ def response_logits(model: Any, batch: Batch) -> Tensor:
 
 def response_values(critic: Any, batch: Batch) -> Tensor:
     """The critic's value of the state before each response token: (batch, response)."""
-    output = critic(input_ids=batch.tokens, attention_mask=batch.attention, position_ids=batch.positions, use_cache=False)
+    output = critic(
+        input_ids=batch.tokens, attention_mask=batch.attention, position_ids=batch.positions, use_cache=False
+    )
     return output.logits[:, batch.prompt_length - 1 : -1, 0].float()
 
 
@@ -228,7 +232,9 @@ class Experience:
     scores: Tensor
 
 
-def score(params: PPOParams, rollout: Rollout, tokenizer: Any, rewards: Sequence[Reward]) -> tuple[Tensor, dict[str, float]]:
+def score(
+    params: PPOParams, rollout: Rollout, tokenizer: Any, rewards: Sequence[Reward]
+) -> tuple[Tensor, dict[str, float]]:
     """The weighted reward of each answer, clipped, an unended answer penalised; and each reward's mean."""
     texts = tokenizer.batch_decode(
         [tokens[mask.bool()] for tokens, mask in zip(rollout.batch.responses, rollout.batch.mask, strict=True)],
