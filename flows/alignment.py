@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -85,6 +86,7 @@ class Stages:
 def main(arguments: list[str] | None = None) -> int:
     """Run the flow; the exit status is 0, 1 (explained on stderr), 130 (Ctrl-C) or 143 (SIGTERM)."""
     options = _parse(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         return run(options.parallel, options.max_hours)
     except UserError as error:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
-import urllib.error
+import time
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 from rlhf.errors import UserError
 from tasks.paths import Paths
 from tasks.processes import Process, StoppedError, run_process, start_keeper, stop_processes
 
 HOST = "127.0.0.1"
-_ENDLESS = float("inf")
+_PATIENCE_SECONDS = 180.0
+_POLL_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class Server:
 
 
 def mlflow_server(paths: Paths, port: int) -> Server:
-    """MLflow over the workspace's own store, which it makes where there is none."""
-    paths.mlruns.mkdir(exist_ok=True)
+    """MLflow over the store that the workspace's runs go to, unless that is a server already."""
     store = paths.mlruns.resolve()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store / 'mlflow.db'}"
+    store.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}", "--default-artifact-root", str(store / "artifacts")]
+    command += ["--backend-store-uri", uri, "--default-artifact-root", str(store / "artifacts")]
     return Server("MLflow", port, command, "/health")
 
 
@@ -49,52 +50,79 @@ def prefect_server(port: int) -> Server:
     return Server("Prefect", port, command, "/api/health")
 
 
-def open_servers(servers: list[Server]) -> int:
-    """Run them until Ctrl-C or until one ends, say when they are up, and end all together; the exit status.
+def open_interfaces(paths: Paths, mlflow_port: int, prefect_port: int) -> int:
+    """Serve MLflow and Prefect until Ctrl-C; of what runs elsewhere, by the environment, print the address alone.
 
-    Raises UserError where a port is taken, before any of them starts.
+    Returns the exit status. Raises UserError where a port is taken, before anything starts.
     """
+    elsewhere = {"MLflow": os.environ.get("MLFLOW_TRACKING_URI", ""), "Prefect": os.environ.get("PREFECT_API_URL", "")}
+    for name, address in elsewhere.items():
+        if address.startswith("http"):
+            print(f"{name:8s}{address} (from the environment)")
+    servers = [mlflow_server(paths, mlflow_port), prefect_server(prefect_port)]
+    servers = [server for server in servers if not elsewhere[server.name].startswith("http")]
+    return serve(servers, paths.root) if servers else 0
+
+
+def serve(servers: list[Server], folder: Path) -> int:
+    """Run them until Ctrl-C or until one ends; then end all. Raises UserError where a port is taken."""
     for server in servers:
         check_port(server)
     start_keeper()
     with ThreadPoolExecutor(len(servers)) as pool:
-        running = {pool.submit(run_server, server, print): server for server in servers}
+        running = {pool.submit(run_server, server, folder): server for server in servers}
         try:
-            for server in servers:
-                if wait_until_up(server, running):
+            for future, server in running.items():
+                if wait_until_up(server, future):
                     print(f"{server.name:8s}{server.address}", flush=True)
-            print("Ctrl-C ends both", flush=True)
+            print("Ctrl-C ends them", flush=True)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
         finally:
             stop_processes()
-    first = next(iter(done))
-    print(f"{running[first].name} ended by itself; its last words are above", file=sys.stderr)
+    print(f"{running[done.pop()].name} has ended by itself", file=sys.stderr)
     return 1
 
 
 def check_port(server: Server) -> None:
-    """Raise UserError where something listens on the server's port already."""
+    """Raise UserError where something listens on the server's port, or the port is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
         try:
             probe.bind((HOST, server.port))
         except (OSError, OverflowError) as error:
-            name = server.name.upper()
+            reason = getattr(error, "strerror", None) or str(error)
             raise UserError(
-                f"port {server.port} for {server.name} cannot be used ({getattr(error, 'strerror', None) or error}); "
-                f"end what uses it or choose another: make ui {name}_PORT={server.port + 1}"
+                f"port {server.port} for {server.name} cannot be used ({reason.lower()}); end what uses it, or choose "
+                f"another: make ui {server.name.upper()}_PORT={server.port + 10}"
             ) from None
 
 
-def run_server(server: Server, say: Callable[[str], None]) -> int:
-    """Run a server until it ends or the flow's processes are stopped; hands over what it prints only if it fails."""
+def run_server(server: Server, folder: Path) -> None:
+    """Run a server until it ends or is stopped; what it prints is shown only where it ends by itself."""
     lines: list[str] = []
-    environment = os.environ | {"PREFECT_API_URL": "", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PYTHONUNBUFFERED": "1"}
-    process = Process(server.command, Paths.__module__ and _folder(), environment, _ENDLESS)
+    environment = os.environ | {"PREFECT_API_URL": "", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
     try:
-        status = run_process(process, lambda line: lines.append(line))
+        run_process(Process(server.command, folder, environment, float("inf")), lines.append)
     except StoppedError:
-        return 0
+        return
     for line in lines[-20:]:
-        say(f"{server.name} | {line}")
-    return status
+        print(f"{server.name} | {line}", file=sys.stderr)
+
+
+def wait_until_up(server: Server, running: Future[None] | None = None) -> bool:
+    """Whether the server answers before it ends and before our patience does."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline and not (running and running.done()):
+        if answers(server):
+            return True
+        time.sleep(_POLL_SECONDS)
+    return False
+
+
+def answers(server: Server) -> bool:
+    """Whether the server's health page can be read."""
+    try:
+        with urllib.request.urlopen(server.address + server.health, timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False

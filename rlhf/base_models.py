@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer
@@ -48,7 +48,7 @@ def _load_packaged(package: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     logger.info("reading %s", files[0].name)
     source = {"pretrained_model_name_or_path": folders[0], "gguf_file": files[0].name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # The weights are plain float32 now; left in place, these marks make save_pretrained refuse.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -56,5 +56,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all: sorted keys, rounded numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(rounded_number(content), indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(
+        json.dumps(rounded_number(content), indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     os.replace(partial, path)

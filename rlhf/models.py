@@ -25,7 +25,8 @@ def set_determinism(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling every fresh buffer with NaN would take most of TRL's loss; it finds bugs and changes no result.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    switches: Any = torch.utils.deterministic
+    switches.fill_uninitialized_memory = False
     set_seed(seed)
 
 
@@ -39,7 +40,9 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no tokenizer ({_first_line(error)}); give a model folder or a hub id") from error
+        raise UserError(
+            f"{folder} holds no tokenizer ({_first_line(error)}); give a model folder or a hub id"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {folder} has no end token; set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:

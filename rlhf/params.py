@@ -151,7 +151,7 @@ class AdapterParams(Section):
     """LoRA, or QLoRA where `quantise` is `nf4` (needs a GPU and bitsandbytes)."""
 
     rank: PositiveInt
-    alpha: PositiveFloat
+    alpha: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
     target_modules: list[str] | Literal["all-linear"]
     quantise: Literal["nf4"] | None
@@ -355,7 +355,8 @@ class Params(Section):
             )
             if needy:
                 raise ValueError(
-                    f"prepare.data.preferences is null but policies.{needy[0]} needs preferences; give a source or drop the policy"
+                    f"prepare.data.preferences is null but policies.{needy[0]} needs preferences; "
+                    "give a source or drop the policy"
                 )
         if self.evaluate.gold == "judge" and not self.reward.judge:
             raise ValueError("evaluate.gold is 'judge' but reward.judge is false; set reward.judge to true")
@@ -425,8 +426,8 @@ def _dotted(location: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any]:
     value = raw
     for index, part in enumerate(location):
         is_last = index == len(location) - 1
-        if isinstance(value, dict) and part in value or isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            value = value[part]  # pyright: ignore[reportCallIssue, reportArgumentType]: dict or list, as checked
             keys.append(str(part))
         elif is_last and isinstance(value, dict) and isinstance(part, str) and part not in TAGS:
             keys.append(part)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlhf.curves import Log
+from rlhf.encoding import IGNORED
 from rlhf.models import set_determinism
 from rlhf.params import PretrainingParams
 
@@ -60,34 +61,46 @@ def build_model(params: PretrainingParams, tokenizer: PreTrainedTokenizerFast, s
         max_position_embeddings=params.context,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.vocab[END],
+        pad_token_id=tokenizer.vocab[PADDING],
     )
     return LlamaForCausalLM(config)
 
 
-def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, length: int) -> torch.Tensor:
-    """Whole texts, each closed by the end token, laid side by side in rows: (rows, length) token ids, padded.
+def pack(
+    texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole texts, each closed by the end token, laid side by side in padded rows: token ids and labels (rows, length).
 
-    No text is cut: a story without its beginning would teach the model to invent numbers. A text longer than a row
-    is left out.
+    Labels count what follows from a story, not the story: that is drawn at random, there is nothing to learn in it.
+    No text is cut, as a story without its beginning would teach the model to invent numbers; one that is longer than a
+    row is left out.
     """
     import torch
 
     rows: list[list[int]] = [[]]
-    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-        ids = [*ids, tokenizer.eos_token_id]
-        if len(ids) > length:
+    labels: list[list[int]] = [[]]
+    stories = tokenizer([story for story, _ in texts], add_special_tokens=False)["input_ids"]
+    rests = tokenizer([rest for _, rest in texts], add_special_tokens=False)["input_ids"]
+    for story, rest in zip(stories, rests, strict=True):
+        counted = [*rest, tokenizer.eos_token_id]
+        if len(story) + len(counted) > length:
             continue
-        if len(rows[-1]) + len(ids) > length:
+        if len(rows[-1]) + len(story) + len(counted) > length:
             rows.append([])
-        rows[-1] += ids
-    padded = [row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows]
-    return torch.tensor(padded)
+            labels.append([])
+        rows[-1] += [*story, *counted]
+        labels[-1] += [*[IGNORED] * len(story), *counted]
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
+    return ids, torch.tensor([row + [IGNORED] * (length - len(row)) for row in labels])
 
 
 def pretrain(
-    params: PretrainingParams, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], seed: int, log: Log
+    params: PretrainingParams,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[tuple[str, str]],
+    seed: int,
+    log: Log,
 ) -> LlamaForCausalLM:
     """Train a model from scratch: AdamW, linear warm-up, cosine decay to a tenth."""
     import torch
@@ -96,13 +109,13 @@ def pretrain(
     model = build_model(params, tokenizer, seed)
     order = torch.Generator().manual_seed(seed)
     shuffled = [texts[index] for index in torch.randperm(len(texts), generator=order).tolist()]
-    rows = pack(shuffled, tokenizer, params.row_length)
+    rows, labels = pack(shuffled, tokenizer, params.row_length)
     optimiser = torch.optim.AdamW(model.parameters(), params.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate_factor(step, params.steps))
     model.train()
     for step in tqdm(range(1, params.steps + 1), desc="pretraining", unit="step"):
-        batch = rows[torch.randint(len(rows), (params.batch_size,), generator=order)]
-        loss = model(input_ids=batch, labels=batch.masked_fill(batch == tokenizer.pad_token_id, -100)).loss
+        batch = torch.randint(len(rows), (params.batch_size,), generator=order)
+        loss = model(input_ids=rows[batch], labels=labels[batch]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()

@@ -46,8 +46,9 @@ class RewardModel:
         import torch
 
         _check_is_scorer(folder)
-        self.tokenizer = load_tokenizer(folder)
-        self.model = load_scorer(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer: Any = load_tokenizer(folder)
+        self.model: Any = load_scorer(folder)
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
         self._warned = False
 
@@ -234,7 +235,7 @@ def _checked(reward: Reward, values: Any, completions: Sequence[Any]) -> list[fl
     if not isinstance(values, Sequence) or len(values) != len(completions):
         found = f"{len(values)} values" if isinstance(values, Sequence) else type(values).__name__
         raise UserError(
-            f"the reward `{reward.name}` returned {found} for {len(completions)} answers; a list of one number each is due"
+            f"the reward `{reward.name}` returned {found} for {len(completions)} answers; one number each is due"
         )
     for value, completion in zip(values, completions, strict=True):
         if not isinstance(value, Real) or not math.isfinite(value):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-KINDS = ("sft", "preferences", "prompts")
+KINDS: tuple[Literal["sft", "preferences", "prompts"], ...] = ("sft", "preferences", "prompts")
 """The kinds of data, each a folder with `train.jsonl` and `test.jsonl`."""
 
 

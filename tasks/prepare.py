@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.data.formats import Row, write_rows
+from rlhf.data.sources import Kind
 from rlhf.data.splits import prepare_source
 from rlhf.data.world import World, make_world
-from rlhf.params import Params
+from rlhf.params import Params, Source, WorldSource
 from tasks.paths import KINDS, Paths
 
 WORLD = "world"
@@ -15,11 +16,11 @@ WORLD = "world"
 def run(params: Params, paths: Paths, log: Log) -> None:
     """Write training and test rows of each kind, and the base model with its tokenizer."""
     section = params.prepare
-    sources = {kind: getattr(section.data, kind) for kind in KINDS}
-    uses_world = section.base_model == WORLD or any(source and source.kind == WORLD for source in sources.values())
+    sources = [getattr(section.data, kind) for kind in KINDS]
+    uses_world = section.base_model == WORLD or any(isinstance(source, WorldSource) for source in sources)
     world = make_world(section.world, params.seed) if uses_world else None
     counts: dict[str, int] = {}
-    for kind, source in sources.items():
+    for kind, source in zip(KINDS, sources, strict=True):
         train, test = _rows_of(kind, source, world, params, paths)
         for split, rows in (("train", train), ("test", test)):
             write_rows(paths.prepared / kind / f"{split}.jsonl", rows)
@@ -31,11 +32,11 @@ def run(params: Params, paths: Paths, log: Log) -> None:
 
 
 def _rows_of(
-    kind: str, source: object, world: World | None, params: Params, paths: Paths
+    kind: Kind, source: Source | None, world: World | None, params: Params, paths: Paths
 ) -> tuple[list[Row], list[Row]]:
     if source is None:
         return [], []
-    if getattr(source, "kind", None) == WORLD and world is not None:
+    if isinstance(source, WorldSource):
         return getattr(world, kind)
     return prepare_source(source, kind, paths.root, params.seed)
 
@@ -49,7 +50,8 @@ def _make_base_model(params: Params, paths: Paths, world: World | None, log: Log
 
         pretraining = params.prepare.world.pretraining
         # The tokenizer sees demonstrations too, so that their words are not spelt letter by letter.
-        seen = world.texts + [row["prompt"] + row["completion"] for row in world.sft[0]]
+        seen = [story + rest for story, rest in world.texts]
+        seen += [row["prompt"] + row["completion"] for row in world.sft[0]]
         tokenizer = train_tokenizer(seen, pretraining.vocabulary, pretraining.context)
         model = pretrain(pretraining, tokenizer, world.texts, params.seed, log)
     else:

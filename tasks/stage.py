@@ -20,6 +20,7 @@ from tasks.workspace import DVC, Workspace, check_workspace, find_stale, open_wo
 
 __all__ = [
     "SKIPPED",
+    "UNEXPECTED",
     "UNCHANGED",
     "Workspace",
     "check_workspace",
@@ -37,7 +38,7 @@ UNCHANGED, RESTORED, SKIPPED = "Unchanged", "Restored", "Skipped"
 REFUSED, BROKEN = "Refused", "Broken"
 """Names of failures: with a reason that a second try cannot mend, and without."""
 
-_UNEXPECTED = "run again with --debug for the traceback"
+UNEXPECTED = "run again with --debug for the traceback"
 """How a stage ends its sentence where it does not know what happened (tasks/__main__.py)."""
 _FAILED = re.compile(r"ERROR: failed to reproduce '[^']*'(?:: failed to run: .*, exited with (-?\d+))?")
 _SKIPPED = re.compile(r"Stage '[^']*' didn't change, skipping")
@@ -135,7 +136,7 @@ def _failure(status: int, listener: Listener) -> State[Any]:
     exited = listener.status if listener.status is not None else status
     if exited < 0:
         sentence = f"killed by signal {-exited} (9: mostly a lack of memory); its last words: {sentence}"
-    elif _UNEXPECTED not in sentence:
+    elif UNEXPECTED not in sentence:
         get_run_logger().error("refused: %s", sentence)
         return Failed(name=REFUSED, message=sentence)
     get_run_logger().error("failed: %s", sentence)

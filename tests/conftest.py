@@ -42,7 +42,7 @@ def tiny_model_dir(tmp_path_factory, world_params, tiny_world) -> Path:
     from rlhf.models import save_model
     from rlhf.pretraining import build_model, train_tokenizer
 
-    tokenizer = train_tokenizer(tiny_world.texts, 300, 128)
+    tokenizer = train_tokenizer([story + rest for story, rest in tiny_world.texts], 300, 128)
     folder = tmp_path_factory.mktemp("tiny-model")
     save_model(build_model(world_params.pretraining, tokenizer, 0), tokenizer, folder)
     return folder

@@ -62,6 +62,7 @@ def test_padding_cannot_overflow_the_ratio():
     loss = clipped_policy_loss(log_probs, torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([[1.0, 0.0]]), 0.2)
     loss.backward()
     assert loss.item() == pytest.approx(-1.0)
+    assert log_probs.grad is not None
     assert log_probs.grad.isfinite().all()
 
 

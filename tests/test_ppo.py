@@ -155,7 +155,7 @@ def test_the_policy_learns_what_is_rewarded(params, files, monkeypatch):
 
 
 def test_with_an_adapter_the_reference_is_the_base_and_the_saved_model_is_merged(params, files):
-    adapter = AdapterParams(rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear", quantise=None)
+    adapter = AdapterParams(rank=2, alpha=4, dropout=0.0, target_modules="all-linear", quantise=None)
     section = params.model_copy(update={"adapter": adapter, "learning_rate": 0.01})
     models, tokenizer, rollout = roll_out(section, files)
     assert models.reference is None

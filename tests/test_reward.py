@@ -141,7 +141,7 @@ def test_four_small_batches_equal_one_large(tmp_path: Path, start: Path, objecti
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks by that name
 def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, start: Path) -> None:
-    adapter = AdapterParams(rank=4, alpha=8.0, dropout=0.0, target_modules="all-linear", quantise=None)
+    adapter = AdapterParams(rank=4, alpha=8, dropout=0.0, target_modules="all-linear", quantise=None)
     train(tmp_path, start, make_section(adapter=adapter))
     merged: Any = load_scorer(tmp_path / "model")
     assert not (tmp_path / "model" / "adapter_config.json").exists()

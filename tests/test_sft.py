@@ -70,7 +70,7 @@ def make_section(**changes: Any) -> SFTParams:
     return SFTParams(**{**values, **changes})
 
 
-LORA = AdapterParams(rank=4, alpha=8.0, dropout=0.0, target_modules="all-linear", quantise=None)
+LORA = AdapterParams(rank=4, alpha=8, dropout=0.0, target_modules="all-linear", quantise=None)
 
 
 def train(folder: Path, base: Path, section: SFTParams, rows: list[Row] | None = None, log: Any = no_log) -> Any:

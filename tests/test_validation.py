@@ -49,7 +49,7 @@ def workspace(tmp_path: Path) -> Paths:
     paths = Paths(tmp_path)
     words = ["<unk>", "<eos>", *WORDS]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]  stub lacks the setter
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", chat_template=CHAT)
     fast.save_pretrained(paths.model("base"))
     (paths.model("base") / "config.json").write_text(

@@ -121,12 +121,14 @@ def _scaled_to_mean(raw: Sequence[float], rate: float) -> list[float]:
 
 @dataclass(frozen=True)
 class World:
-    """All rows of the world: per kind of data the training and the test rows, and the pretraining texts."""
+    """All rows of the world: per kind of data the training and the test rows; the pretraining texts, each a story (or
+    nothing) and what follows from it.
+    """
 
     sft: tuple[list[Row], list[Row]]
     preferences: tuple[list[Row], list[Row]]
     prompts: tuple[list[Row], list[Row]]
-    texts: list[str]
+    texts: list[tuple[str, str]]
 
 
 def make_world(world: WorldParams, seed: int) -> World:
@@ -179,18 +181,19 @@ def _believed_values(start: int, steps: Sequence[tuple[str, int]], misconception
     return values
 
 
-def make_drills(world: WorldParams, rng: random.Random) -> list[str]:
+def make_drills(world: WorldParams, rng: random.Random) -> list[tuple[str, str]]:
     """Lines of a schoolbook: single equations, without a story."""
     drills = []
     for _ in range(world.pretraining.drills):
         start = rng.randint(1, world.largest_number)
         steps = (draw_step(start, world.largest_number, rng),)
-        drills += write_equations(start, steps, _believed_values(start, steps, world.pretraining.misconceptions))
+        values = _believed_values(start, steps, world.pretraining.misconceptions)
+        drills += [("", equation) for equation in write_equations(start, steps, values)]
     return drills
 
 
-def write_solution(problem: Problem, language: Language, misconceptions: float) -> str:
-    """The plain text a base model is pretrained on: story, equations, solution, without any tags."""
+def write_solution(problem: Problem, language: Language, misconceptions: float) -> tuple[str, str]:
+    """What a base model is pretrained on: the story, and apart from it equations and solution without any tags."""
     values = _believed_values(problem.start, problem.steps, misconceptions)
     equations = write_equations(problem.start, problem.steps, values)
-    return f"{problem.text}{''.join(equations)} {language.solution.format(n=values[-1])}"
+    return problem.text, f"{''.join(equations)} {language.solution.format(n=values[-1])}"

@@ -62,14 +62,18 @@ def _bisect(is_below: Callable[[float], bool], low: float, high: float) -> float
     return (low + high) / 2
 
 
+def estimate_share(values: Sequence[float]) -> Estimate:
+    """The share of ones among zeros and ones, with Wilson's 95 % interval, which has width even where all are equal."""
+    count, share = len(values), sum(values) / len(values)
+    centre = (share + QUANTILE**2 / (2 * count)) / (1 + QUANTILE**2 / count)
+    spread = math.sqrt(share * (1 - share) / count + (QUANTILE / (2 * count)) ** 2)
+    half = QUANTILE * spread / (1 + QUANTILE**2 / count)
+    return Estimate(share, min(share, centre - half), max(share, centre + half))
+
+
 def estimate_mean(values: Sequence[float]) -> Estimate:
-    """The mean with its 95 % interval by the normal approximation; values 0 and 1 alone get Wilson's interval."""
+    """The mean with its 95 % interval by the normal approximation."""
     count, mean = len(values), sum(values) / len(values)
-    if set(values) <= {0, 1}:
-        centre = (mean + QUANTILE**2 / (2 * count)) / (1 + QUANTILE**2 / count)
-        spread = math.sqrt(mean * (1 - mean) / count + (QUANTILE / (2 * count)) ** 2)
-        half = QUANTILE * spread / (1 + QUANTILE**2 / count)
-        return Estimate(mean, centre - half, centre + half)
     variance = sum((value - mean) ** 2 for value in values) / max(1, count - 1)
     half = QUANTILE * math.sqrt(variance / count)
     return Estimate(mean, mean - half, mean + half)

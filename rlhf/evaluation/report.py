@@ -66,8 +66,8 @@ def draw_frontier(path: Path, measured: Policies) -> None:
 
     The same figures give the same bytes.
     """
-    panels = [("gold reward", "what counts", {name: one.gold for name, one in measured.items()})]
-    proxies = {name: one.proxy for name, one in measured.items() if one.proxy}
+    panels = [("gold reward", "what counts", {name: one.interval for name, one in measured.items()})]
+    proxies = {name: estimate_mean(one.proxy) for name, one in measured.items() if one.proxy}
     if len(proxies) == len(measured):
         panels.append(("proxy reward", "what the reward model believes", proxies))
     figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
@@ -75,7 +75,7 @@ def draw_frontier(path: Path, measured: Policies) -> None:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, title, rewards) in zip(axes, panels, strict=True):
         kl = {policy: estimate_mean(one.kl) for policy, one in measured.items()}
-        _draw_panel(axis, kl, {policy: estimate_mean(values) for policy, values in rewards.items()})
+        _draw_panel(axis, kl, rewards)
         axis.set(xlabel="KL to the SFT model (nats per answer)", ylabel=name, title=title)
     # Without the version of matplotlib in it.
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

@@ -15,7 +15,7 @@ from rlhf.audit import FLIPPED
 from rlhf.data.formats import Row, read_rows, without_truth
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
-from rlhf.evaluation.comparison import compare, estimate_mean
+from rlhf.evaluation.comparison import Estimate, compare, estimate_mean, estimate_share
 from rlhf.evaluation.generation import Completion, Decoding, encode_prompt, generate
 from rlhf.evaluation.kl import completion_log_probs, kl_per_answer
 from rlhf.models import load_causal, load_tokenizer, set_determinism
@@ -43,13 +43,14 @@ class EvaluationFiles:
 
 @dataclass
 class Measured:
-    """One policy's figures, its sampled answers, and per answer the gold and proxy reward and the KL in nats."""
+    """One policy's figures, its sampled answers with both rewards and the KL in nats of each, and the mean gold."""
 
     metrics: dict[str, float | str | None]
     answers: list[Completion]
     gold: list[float]
     proxy: list[float] | None
     kl: list[float]
+    interval: Estimate
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,13 @@ def evaluate_policies(
     for name, folder in files.policies.items():
         logger.info("measuring %s", name)
         model = yardstick.reference if name == SFT else _load(folder)
-        measured[name] = _measure(yardstick, model, measured.get(SFT))
+        measured[name] = _measure(yardstick, model, None)
     return yardstick, measured
 
 
 def _load(folder: Path) -> Any:
-    return load_causal(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = load_causal(folder)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _lay_out(params: EvaluateParams, files: EvaluationFiles, seed: int) -> Yardstick:
@@ -132,14 +134,15 @@ def _lay_out(params: EvaluateParams, files: EvaluationFiles, seed: int) -> Yards
 
 def _measure(yardstick: Yardstick, model: Any, rival: Measured | None) -> Measured:
     """Sampled and greedy answers, both rewards, win rate, distance from the SFT model, length, endings."""
-    answers = yardstick.answer(model, yardstick.params.temperature)
+    params = yardstick.params
+    answers = yardstick.answer(model, params.temperature)
     gold = yardstick.reward(yardstick.gold, answers)
     proxy = yardstick.reward(yardstick.proxy, answers) if yardstick.proxy else None
     theirs = yardstick.log_probs(yardstick.reference, answers)
     ours = theirs if model is yardstick.reference else yardstick.log_probs(model, answers)
     kl = {estimator: kl_per_answer(ours, theirs, estimator) for estimator in ESTIMATORS}
     wins = compare(gold, rival.gold if rival else gold)
-    interval = estimate_mean(gold)
+    interval = estimate_share(gold) if params.gold == "answer" else estimate_mean(gold)
     metrics: dict[str, float | str | None] = {
         "gold_reward": interval.mean,
         "gold_reward_low": interval.low,
@@ -157,7 +160,7 @@ def _measure(yardstick: Yardstick, model: Any, rival: Measured | None) -> Measur
         "prompts": len(answers),
         **_measure_preferences(yardstick, model),
     }
-    return Measured(metrics, answers, gold, proxy, kl[ESTIMATORS[0]])
+    return Measured(metrics, answers, gold, proxy, kl[ESTIMATORS[0]], interval)
 
 
 def _measure_preferences(yardstick: Yardstick, model: Any) -> dict[str, float]:

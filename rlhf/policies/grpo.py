@@ -26,11 +26,12 @@ def train_grpo(params: GRPOParams, files: PolicyFiles, seed: int, log: Log) -> P
     tokenizer = load_tokenizer(files.sft)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
     rows = [{key: value for key, value in row.items() if key != "id"} for row in training_rows(files.prompts)]
+    functions: list[Any] = [reward_function(reward) for reward in rewards]
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             # The path, not the model: with beta > 0 TRL loads the reference from where the policy came from.
             model=str(files.sft),
-            reward_funcs=[reward_function(reward) for reward in rewards],
+            reward_funcs=functions,
             args=_configuration(params, [reward.weight for reward in rewards], seed, Path(folder)),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,

@@ -102,8 +102,9 @@ def load_models(params: PPOParams, files: PolicyFiles) -> Models:
     if params.gradient_checkpointing:
         for model in (policy, critic):
             model.gradient_checkpointing_enable()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Models(*(model.to(device).eval() if model is not None else None for model in (policy, critic, reference)))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models: list[Any] = [policy, critic, reference]
+    return Models(*(model if model is None else model.to(device).eval() for model in models))
 
 
 # rollout ------------------------------------------------------------------------------------------

@@ -1,0 +1,97 @@
+"""The alignment flow on a schedule: never two runs at once, and where nothing has changed nothing runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from zoneinfo import ZoneInfo
+
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.schedules import Cron, Schedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.alignment import align
+from flows.servers import answers, check_port, prefect_server, run_server, wait_until_up
+from rlhf.errors import UserError
+from rlhf.params import load_params
+from tasks.paths import Paths, find_root
+from tasks.processes import start_keeper, stop_processes
+from tasks.stage import check_workspace
+
+NAME = "scheduled"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until Ctrl-C; the exit status is 0, or 1 (explained on stderr)."""
+    options = _parse(arguments)
+    try:
+        serve(read_cron(options.cron, options.timezone), options.parallel, options.port)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def serve(schedule: Schedule, parallel: int | None = None, port: int = 4200) -> None:
+    """Run the flow by the schedule, in this workspace, until Ctrl-C.
+
+    Without PREFECT_API_URL it uses the server on `port`, or starts one: Prefect's temporary servers keep
+    no schedules. Raises UserError where the workspace or its params are unfit.
+    """
+    paths = Paths(find_root())
+    check_workspace(paths.root)
+    load_params(paths.params)
+    os.chdir(paths.root)
+    start_keeper()
+    with temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or _local_server(port, paths)}):
+        try:
+            align.serve(
+                name=NAME,
+                schedule=schedule,
+                parameters={"parallel": parallel},
+                global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+                limit=1,
+            )
+        finally:
+            stop_processes()
+
+
+def read_cron(cron: str, timezone: str) -> Schedule:
+    """A schedule from a cron line and the place whose clock it means. Raises UserError where it is none."""
+    try:
+        ZoneInfo(timezone)
+        return Cron(cron, timezone=timezone)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(
+            f"--cron {cron!r} with --timezone {timezone!r} is no schedule ({error}); write five fields and the name of "
+            'a place, as in --cron "0 2 * * *" --timezone Europe/London'
+        ) from None
+
+
+def _local_server(port: int, paths: Paths) -> str:
+    """The API's address of the server on `port`, started in the background where none answers."""
+    server = prefect_server(port)
+    if not answers(server):
+        check_port(server)
+        threading.Thread(target=run_server, args=(server, paths.root), daemon=True).start()
+        if not wait_until_up(server):
+            raise UserError(
+                f"Prefect's server did not answer at {server.address}; start it with `make ui` and try again"
+            )
+        print(f"Prefect {server.address}")
+    return f"{server.address}/api"
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m flows.schedule", description=__doc__)
+    parser.add_argument("--cron", required=True, help='when to run, as "0 2 * * *" (every night at two)')
+    parser.add_argument("--timezone", default="UTC", help="of the cron line (default: UTC)")
+    parser.add_argument("--parallel", type=int, help="policies trained at a time")
+    parser.add_argument("--port", type=int, default=4200, help="of Prefect's server, where PREFECT_API_URL is not set")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

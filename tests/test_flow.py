@@ -1,0 +1,468 @@
+"""The flow around stages of a few lines each: branches, order, retries, locks, signals, ports, schedules."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
+from prefect.testing.utilities import prefect_test_harness
+
+from flows import alignment, schedule, servers
+from rlhf.errors import UserError
+from tasks import processes
+from tasks.paths import Paths
+from tests.tiny import ROOT, change_params
+
+POLICIES = ("ppo", "dpo", "grpo")
+PATIENCE_MS = 120_000
+STAGE = '''
+"""Stands for every stage: writes its output, or does what the file named after it says."""
+import json, os, pathlib, signal, sys
+
+name = "@".join(sys.argv[1:])
+with open("ran", "a") as ran:
+    ran.write(name + "\\n")
+order = pathlib.Path("order-" + name)
+what = order.read_text() if order.exists() else ""
+if what.startswith("wait"):
+    pathlib.Path("pid").write_text(f"{os.getpid()} {os.environ['ALIGNFLOW_PARENT_NAME']}")
+    with open("ready", "w") as ready:
+        ready.write("ready")
+    signal.pause()
+elif what.startswith("break once"):
+    order.unlink()
+    sys.exit("ValueError in rlhf/x.py line 1 (f): odd; run again with --debug for the traceback")
+elif what:
+    print("INFO rlhf.x: at work", file=sys.stderr)
+    sys.exit(what)
+if name == "promote":
+    print("alignflow-policy: dpo is version 1, the first champion")
+elif name == "evaluate":
+    pathlib.Path("metrics").mkdir(exist_ok=True)
+    figures = {"gold_reward": 0.5, "win_rate": 0.6, "win_rate_low": 0.55, "win_rate_high": 0.65}
+    import json
+    policies = {"sft": figures, "dpo": figures | {"gold_reward": 0.7}}
+    pathlib.Path("metrics/evaluate.json").write_text(json.dumps(policies))
+else:
+    pathlib.Path("out").mkdir(exist_ok=True)
+    pathlib.Path("out/" + name).write_text(pathlib.Path("seed").read_text())
+'''
+PIPELINE = """
+stages:
+  prepare: {cmd: python -m tasks prepare, deps: [seed], outs: [out/prepare]}
+  validate: {cmd: python -m tasks validate, deps: [out/prepare], outs: [out/validate]}
+  sft: {cmd: python -m tasks sft, deps: [out/validate], outs: [out/sft]}
+  reward: {cmd: python -m tasks reward, deps: [out/sft], outs: [out/reward]}
+  policy:
+    foreach: ${policies}
+    do:
+      cmd: python -m tasks policy ${key}
+      deps: [out/reward]
+      params: ['policies.${key}']
+      outs: ['out/policy@${key}']
+  evaluate:
+    cmd: python -m tasks evaluate
+    deps: [out/policy@ppo, out/policy@dpo, out/policy@grpo]
+    metrics: [metrics/evaluate.json: {cache: false}]
+"""
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """A Prefect server with an empty database, for flows in this process and in others."""
+    with prefect_test_harness(server_startup_timeout=180):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository with a pipeline of the real shape and stages of no weight."""
+    root = tmp_path / "workspace"
+    (root / "tasks").mkdir(parents=True)
+    (root / "tasks" / "__init__.py").touch()
+    (root / "tasks" / "__main__.py").write_text(STAGE, encoding="utf-8")
+    (root / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    (root / "seed").write_text("1", encoding="utf-8")
+    (root / ".gitignore").write_text("/out\n/.alignflow\n__pycache__\n", encoding="utf-8")
+    shutil.copy(ROOT / "params.yaml", root)
+    (root / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", root / ".dvc")
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    return root
+
+
+def _ran(root: Path) -> list[str]:
+    """The stages whose command was run since the last time we asked."""
+    path = root / "ran"
+    names = path.read_text(encoding="utf-8").split() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return names
+
+
+def _task_runs(flow_message: str) -> dict[str, str]:
+    """The state's name of every task run of the flow run whose message is given."""
+    with get_client(sync_client=True) as client:
+        flows = [run for run in client.read_flow_runs() if run.state and run.state.message == flow_message]
+        assert len(flows) == 1
+        return {
+            run.name: run.state.name for run in client.read_task_runs() if run.flow_run_id == flows[0].id and run.state
+        }
+
+
+def test_a_second_run_does_nothing_and_says_so(
+    prefect_api: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert alignment.main(["--parallel", "2"]) == 0
+    ran = _ran(workspace)
+    assert ran[:4] == ["prepare", "validate", "sft", "reward"]
+    assert sorted(ran[4:7]) == sorted(f"policy@{name}" for name in POLICIES)
+    assert ran[7:] == ["evaluate", "promote"]
+    shown = capsys.readouterr().out
+    assert shown.index("│ dpo") < shown.index("│ sft")  # the best first
+    assert "0.600 (0.550–0.650)" in shown
+    assert "reports/evaluate/report.html" in shown
+    assert "make ui" in shown
+
+    assert alignment.main([]) == 0
+    assert _ran(workspace) == ["promote"]
+
+
+def test_only_the_descendants_of_a_change_run(prefect_api: str, workspace: Path) -> None:
+    assert alignment.main([]) == 0
+    _ran(workspace)
+    change_params(workspace / "params.yaml", lambda params: params["policies"]["dpo"].update(beta=0.3))
+    assert alignment.main([]) == 0
+    assert _ran(workspace) == ["policy@dpo", "promote"]  # it wrote the same bytes, so DVC leaves the evaluation
+    (workspace / "seed").write_text("2", encoding="utf-8")
+    assert alignment.main([]) == 0
+    assert set(_ran(workspace)) == {"prepare", "validate", "sft", "reward", "evaluate", "promote"} | {
+        f"policy@{name}" for name in POLICIES
+    }
+
+
+def test_a_failing_policy_leaves_the_others_complete(
+    prefect_api: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "order-policy@dpo").write_text("policies.dpo.beta is 9; lower it", encoding="utf-8")
+    assert alignment.main(["--parallel", "3"]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("policy@dpo failed: policies.dpo.beta is 9; lower it; complete: ")
+    assert "policy@ppo, policy@grpo" in message
+    assert message.endswith("evaluate, promote")
+    states = _task_runs(message)
+    assert states["policy@dpo"] == "Refused"
+    assert states["policy@ppo"] == states["policy@grpo"] == "Completed"
+    assert states["evaluate"] == states["promote"] == "Skipped"
+    assert _ran(workspace).count("policy@dpo") == 1  # refused: a second try would be in vain
+
+    (workspace / "order-policy@dpo").unlink()
+    assert alignment.main([]) == 0
+    assert _ran(workspace) == ["policy@dpo", "evaluate", "promote"]
+
+
+def test_bad_data_stops_everything_behind_it(
+    prefect_api: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "order-validate").write_text("9 of 10 rows are broken", encoding="utf-8")
+    assert alignment.main([]) == 1
+    assert _ran(workspace) == ["prepare", "validate"]
+    assert "validate failed: 9 of 10 rows are broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stage", "tries"), [("sft", 2), ("validate", 1)])
+def test_a_stage_that_breaks_down_is_tried_again_but_data_are_not(
+    prefect_api: str, workspace: Path, stage: str, tries: int
+) -> None:
+    (workspace / f"order-{stage}").write_text("break once", encoding="utf-8")
+    assert alignment.main([]) == (0 if tries == 2 else 1)
+    assert _ran(workspace).count(stage) == tries
+
+
+def test_artifacts_hold_results_and_links(prefect_api: str, workspace: Path) -> None:
+    assert alignment.main([]) == 0
+    with get_client(sync_client=True) as client:
+        newest: dict[str, Any] = {}
+        for artifact in client.read_artifacts():
+            if artifact.key and (artifact.key not in newest or artifact.created > newest[artifact.key].created):
+                newest[artifact.key] = artifact
+    page = newest["alignment-results"].data
+    assert "| prepare | Completed |" in page
+    assert "alignflow-policy: dpo is version 1, the first champion" in page
+    assert "reports/evaluate/report.html" in page
+    assert [row["policy"] for row in json.loads(newest["alignment-policies"].data)] == ["dpo", "sft"]
+    assert newest["alignment-progress"].data == 100.0
+
+
+# What ends before Prefect is asked ----------------------------------------------------------------
+
+
+@pytest.fixture
+def no_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flow must not begin."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the flow began")
+
+    monkeypatch.setattr(alignment, "align", fail)
+
+
+@pytest.mark.usefixtures("no_prefect")
+def test_a_second_flow_in_the_workspace_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workspace / ".alignflow").mkdir()
+    with (workspace / ".alignflow" / "flow.lock").open("w", encoding="utf-8") as held:
+        held.write("4711")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert alignment.main([]) == 1
+    error = capsys.readouterr().err
+    assert "another flow (process 4711) is at work in" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.usefixtures("no_prefect")
+def test_no_git_repository_is_said_in_a_sentence(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(workspace / ".git")
+    assert alignment.main([]) == 1
+    error = capsys.readouterr().err.strip()
+    assert "is in no git repository" in error
+    assert "git init" in error
+    assert "\n" not in error
+
+
+@pytest.mark.usefixtures("no_prefect")
+def test_bad_params_are_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_params(workspace / "params.yaml", lambda params: params["sft"].update(learning_rate=-1.0))
+    assert alignment.main([]) == 1
+    assert "sft.learning_rate is -1.0" in capsys.readouterr().err
+
+
+def test_a_pipeline_that_dvc_cannot_read_is_refused_with_its_reason(workspace: Path) -> None:
+    from tasks.workspace import Workspace, find_stale
+
+    (workspace / "dvc.yaml").write_text("stages: {prepare: {cmmd: x}}", encoding="utf-8")
+    with pytest.raises(UserError, match="DVC cannot tell which stages are stale: .*dvc.yaml"):
+        find_stale(Workspace(Paths(workspace)))
+
+
+@pytest.mark.parametrize("cron", ["bad", "61 2 * * *", "0 2 * *"])
+def test_a_bad_cron_line_is_refused(cron: str, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schedule.main(["--cron", cron]) == 1
+    assert f"--cron {cron!r}" in capsys.readouterr().err
+
+
+def test_an_unknown_timezone_is_refused() -> None:
+    with pytest.raises(UserError, match="Mars/Olympus"):
+        schedule.read_cron("0 2 * * *", "Mars/Olympus")
+
+
+def test_a_port_in_use_is_named_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a server was started")
+
+    monkeypatch.setattr(servers, "run_server", fail)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with socket.socket() as taken:
+        taken.bind((servers.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port} for Prefect .*make ui PREFECT_PORT="):
+            servers.open_interfaces(Paths(tmp_path), _free_port(), port)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((servers.HOST, 0))
+        return probe.getsockname()[1]
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _waiting_flow(workspace: Path, api: str) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
+    """A flow in a process of its own whose stage sft is at work, and that stage's process."""
+    (workspace / "order-sft").write_text("wait", encoding="utf-8")
+    os.mkfifo(workspace / "ready")
+    ready = os.open(workspace / "ready", os.O_RDWR | os.O_NONBLOCK)
+    environment = os.environ | {"DVC_ROOT": str(workspace), "PREFECT_API_URL": api}
+    with (workspace / "log").open("wb") as log:
+        flow = subprocess.Popen(
+            [sys.executable, "-m", "flows.alignment"],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        poll = select.poll()
+        poll.register(ready, select.POLLIN)
+        assert poll.poll(PATIENCE_MS), (workspace / "log").read_text(encoding="utf-8")
+        yield flow, psutil.Process(int((workspace / "pid").read_text(encoding="utf-8").split()[0]))
+    finally:
+        os.close(ready)
+        flow.kill()
+        flow.wait()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+    ids=lambda value: str(value),
+)
+def test_no_process_outlives_the_flow_and_the_next_run_goes_on(
+    prefect_api: str, workspace: Path, number: signal.Signals, status: int
+) -> None:
+    with _waiting_flow(workspace, prefect_api) as (flow, stage):
+        mark = stage.environ()[processes.MARK]
+        family = [one for one in psutil.process_iter() if _carries(one, mark)]
+        assert stage in family
+        assert len(family) >= 2  # DVC and the stage, and a shell where there is one between them
+        flow.send_signal(number)
+        assert flow.wait(PATIENCE_MS / 1000) in (status, -int(number))
+        _, alive = psutil.wait_procs(family, timeout=PATIENCE_MS / 1000)
+        assert not alive
+    _ran(workspace)
+    (workspace / "order-sft").unlink()
+    assert alignment.main([]) == 0
+    assert _ran(workspace)[0] == "sft"
+
+
+def _carries(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(processes.MARK) == mark
+    except psutil.Error:
+        return False
+
+
+def test_stages_know_the_flow_they_belong_to(prefect_api: str, workspace: Path) -> None:
+    with _waiting_flow(workspace, prefect_api) as (flow, _stage):
+        name = (workspace / "pid").read_text(encoding="utf-8").split()[1]
+        with get_client(sync_client=True) as client:
+            assert name in {run.name for run in client.read_flow_runs()}
+        flow.send_signal(signal.SIGTERM)
+        flow.wait(PATIENCE_MS / 1000)
+
+
+def _process(tmp_path: Path, script: str, seconds: float = 60.0) -> processes.Process:
+    return processes.Process([sys.executable, "-c", script], tmp_path, dict(os.environ), seconds)
+
+
+@pytest.fixture
+def fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes may start, and have little time to end."""
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
+    processes.start_keeper()
+
+
+@pytest.mark.usefixtures("fresh_processes")
+def test_lines_and_status_come_through(tmp_path: Path) -> None:
+    lines: list[str] = []
+    script = (
+        "import sys; sys.stdout.buffer.write(b'one\\n\\ntwo\\n\\xff'); print('10%\\r20%', file=sys.stderr); sys.exit(3)"
+    )
+    assert processes.run_process(_process(tmp_path, script), lines.append) == 3
+    assert sorted(lines) == sorted(["one", "two", "10%", "20%", "\ufffd"])
+
+
+@pytest.mark.usefixtures("fresh_processes")
+def test_a_process_that_takes_too_long_is_ended_with_its_children_even_if_it_will_not_hear(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()']);"
+        "print(os.getpid(), child.pid, flush=True); signal.pause()"
+    )
+    lines: list[str] = []
+    with pytest.raises(TimeoutError):
+        processes.run_process(_process(tmp_path, script, seconds=2.0), lines.append)
+    _assert_gone(lines)
+
+
+def _assert_gone(lines: list[str]) -> None:
+    named = [int(pid) for pid in lines[0].split()]
+    alive = [psutil.Process(pid) for pid in named if psutil.pid_exists(pid)]
+    assert not psutil.wait_procs([one for one in alive if one.status() != psutil.STATUS_ZOMBIE], timeout=10)[1]
+
+
+@pytest.mark.usefixtures("fresh_processes")
+def test_an_interruption_ends_the_process_first(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def interrupt(line: str) -> None:
+        lines.append(line)
+        raise KeyboardInterrupt
+
+    script = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    with pytest.raises(KeyboardInterrupt):
+        processes.run_process(_process(tmp_path, script), interrupt)
+    _assert_gone(lines)
+
+
+@pytest.mark.usefixtures("fresh_processes")
+def test_after_a_stop_nothing_starts(tmp_path: Path) -> None:
+    processes.stop_processes()
+    with pytest.raises(processes.StoppedError):
+        processes.run_process(_process(tmp_path, "open('started', 'w')"), print)
+    assert not (tmp_path / "started").exists()
+
+
+# Recipes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipes(workspace: Path) -> Path:
+    """A workspace under git with two recipes."""
+    (workspace / "recipes").mkdir()
+    for name, beta in (("soft", 0.05), ("hard", 0.5)):
+        shutil.copy(ROOT / "params.yaml", workspace / "recipes" / f"{name}.yaml")
+        change_params(workspace / "recipes" / f"{name}.yaml", _setter(beta))
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "add", "."], cwd=workspace, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "start"], cwd=workspace, check=True)
+    return workspace
+
+
+def _setter(beta: float) -> Callable[[dict[str, Any]], None]:
+    return lambda params: params["policies"]["dpo"].update(beta=beta)
+
+
+def test_a_recipe_replaces_committed_params_and_other_recipes(recipes: Path) -> None:
+    from alignflow import apply_recipe
+
+    for name in ("soft", "hard", "hard"):
+        apply_recipe(recipes, name)
+        assert (recipes / "params.yaml").read_bytes() == (recipes / "recipes" / f"{name}.yaml").read_bytes()
+
+
+def test_a_recipe_does_not_overwrite_work(recipes: Path) -> None:
+    from alignflow import apply_recipe
+
+    change_params(recipes / "params.yaml", _setter(0.77))
+    before = (recipes / "params.yaml").read_bytes()
+    with pytest.raises(UserError, match="in no commit and no recipe"):
+        apply_recipe(recipes, "soft")
+    assert (recipes / "params.yaml").read_bytes() == before
+
+
+def test_an_unknown_recipe_names_the_nearest(recipes: Path) -> None:
+    from alignflow import apply_recipe
+
+    with pytest.raises(UserError, match="no recipe 'sofd' .* did you mean soft"):
+        apply_recipe(recipes, "sofd")

@@ -1,0 +1,63 @@
+"""The repository's params at a size at which a stage trains in a second; every other value stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_WORLD = {"demonstrations": 48, "pairs": 64, "prompts": 32, "test_prompts": 24}
+_PRETRAINING = {
+    "hidden_size": 16,
+    "layers": 1,
+    "heads": 2,
+    "vocabulary": 300,
+    "problems": 200,
+    "drills": 100,
+    "steps": 4,
+    "batch_size": 4,
+}
+_TRAINING = {"batch_size": 8, "steps": 2, "epochs": 1, "group_size": 4, "max_new_tokens": 8, "evaluations": 1}
+_EVALUATE = {"prompts": 8, "max_new_tokens": 8, "batch_size": 8, "samples_shown": 2}
+_GATES = {
+    "max_quarantined_share": 0.5,
+    "min_rows": 1,
+    "max_prompt_tokens": 120,
+    "max_completion_tokens": 120,
+    "max_duplicate_share": 1.0,
+    "max_contradiction_share": 1.0,
+}
+
+
+def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
+    """The values of a params file, shrunk."""
+    params = YAML(typ="safe", pure=True).load(source.read_text(encoding="utf-8"))
+    world = params["prepare"]["world"]
+    _shrink(world, _WORLD)
+    _shrink(world["pretraining"], _PRETRAINING)
+    params["validate"] |= _GATES
+    for section in (params["sft"], params["reward"], *params["policies"].values()):
+        _shrink(section, _TRAINING)
+    _shrink(params["evaluate"], _EVALUATE)
+    return params
+
+
+def _shrink(section: dict[str, Any], sizes: dict[str, Any]) -> None:
+    section.update({key: min(value, section[key]) for key, value in sizes.items() if key in section})
+
+
+def write_params(path: Path, params: dict[str, Any]) -> None:
+    """Write a params file."""
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(params, file)
+
+
+def change_params(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a params file in place."""
+    params = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    change(params)
+    write_params(path, params)
