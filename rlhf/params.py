@@ -18,8 +18,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
-Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-"""A policy's name: it becomes a folder, a DVC stage and an MLflow run."""
+Key = Annotated[str, Field(pattern=r"^(?!sft$)[a-z0-9][a-z0-9_-]*$")]
+"""A policy's name: it becomes a folder, a DVC stage and an MLflow run; `sft` is the name of everyone's rival."""
 
 
 class Section(BaseModel):
@@ -209,6 +209,12 @@ class LengthReward(Weight):
 
     shortest: PositiveInt
     longest: PositiveInt
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LengthReward:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest is {self.shortest} but longest is {self.longest}; swap them")
+        return self
 
 
 class LanguageReward(Weight):

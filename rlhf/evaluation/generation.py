@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rlhf.data.formats import is_conversational, render_prompt
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from rlhf.models import own_generation_habits_off
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def _continue(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with _own_habits_off(model):
+    with own_generation_habits_off(model):
         output = model.generate(
             input_ids=tokens.to(model.device),
             attention_mask=attention.to(model.device),
@@ -104,17 +101,6 @@ def _continue(
             logits_processor=LogitsProcessorList([noise] if noise else []),
         )
     return output[:, longest:].tolist()
-
-
-@contextmanager
-def _own_habits_off(model: Any) -> Iterator[None]:
-    """Set aside the model's own generation_config: a repetition penalty in it would bend what is measured."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def _read(ids: list[int], tokenizer: Any) -> Completion:

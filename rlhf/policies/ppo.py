@@ -5,16 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForTokenClassification, PreTrainedModel, get_scheduler
+from transformers import (
+    AutoConfig,
+    AutoModelForTokenClassification,
+    GenerationConfig,
+    PreTrainedModel,
+    get_scheduler,
+)
 
 from rlhf.curves import Log
 from rlhf.data.formats import Row, render_prompt, training_rows
-from rlhf.models import load_causal, load_tokenizer, lora_config, merge_adapter, set_determinism
+from rlhf.models import (
+    load_causal,
+    load_tokenizer,
+    lora_config,
+    merge_adapter,
+    own_generation_habits_off,
+    set_determinism,
+)
 from rlhf.params import PPOParams
 from rlhf.policies import PolicyFiles
 from rlhf.policies.objectives import (
@@ -85,12 +99,7 @@ def load_models(params: PPOParams, files: PolicyFiles) -> Models:
     """Policy from the SFT model; critic from the reward model where there is one, with a fresh zero head."""
     policy = load_causal(files.sft, params.precision)
     start = files.reward if params.rewards.reward_model else files.sft
-    critic = AutoModelForTokenClassification.from_pretrained(
-        start, num_labels=1, classifier_dropout=0.0, dtype=policy.dtype, ignore_mismatched_sizes=True
-    )
-    head = critic.get_submodule("score") if hasattr(critic, "score") else critic.get_submodule("classifier")
-    for parameter in head.parameters():
-        torch.nn.init.zeros_(parameter)
+    critic = load_critic(start, policy.dtype)
     reference = None
     if params.adapter:
         from peft import get_peft_model
@@ -105,6 +114,20 @@ def load_models(params: PPOParams, files: PolicyFiles) -> Models:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models: list[Any] = [policy, critic, reference]
     return Models(*(model if model is None else model.to(device).eval() for model in models))
+
+
+def load_critic(start: Path, dtype: torch.dtype) -> Any:
+    """The transformer of a saved model with one value per token, zero everywhere at first."""
+    # A critic's dropout would make the values of rollout and update differ by chance.
+    config = AutoConfig.from_pretrained(start, num_labels=1)
+    config.classifier_dropout = 0.0
+    critic = AutoModelForTokenClassification.from_pretrained(
+        start, config=config, dtype=dtype, ignore_mismatched_sizes=True
+    )
+    head = critic.get_submodule("score" if hasattr(critic, "score") else "classifier")
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    return critic
 
 
 # rollout ------------------------------------------------------------------------------------------
@@ -181,8 +204,8 @@ def sample(params: PPOParams, policy: Any, tokenizer: Any, rows: list[Row]) -> t
         texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not conversational
     )
     prompts = {name: encoded[name].to(policy.device) for name in ("input_ids", "attention_mask")}
-    tokens = policy.generate(
-        **prompts,
+    # All settings at once: a repetition penalty in the model's own generation_config would bend what is sampled.
+    settings = GenerationConfig(
         max_new_tokens=params.max_new_tokens,
         do_sample=True,
         temperature=params.temperature,
@@ -191,6 +214,8 @@ def sample(params: PPOParams, policy: Any, tokenizer: Any, rows: list[Row]) -> t
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    with own_generation_habits_off(policy):
+        tokens = policy.generate(**prompts, generation_config=settings)
     length = prompts["input_ids"].shape[1]
     ends = tokens[:, length:] == tokenizer.eos_token_id
     # A response reaches up to and including its first end token, whatever pads behind it.
