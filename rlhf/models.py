@@ -138,6 +138,8 @@ def lora_config(adapter: AdapterParams, task: str) -> LoraConfig:
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=adapter.target_modules,
+        # The critic's head is trained whole; PEFT knows that of reward models, but not of token scorers.
+        exclude_modules=["score", "classifier"] if task == "TOKEN_CLS" else None,
         task_type=task,
     )
 

@@ -18,8 +18,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
-Key = Annotated[str, Field(pattern=r"^(?!sft$)[a-z0-9][a-z0-9_-]*$")]
-"""A policy's name: it becomes a folder, a DVC stage and an MLflow run; `sft` is the name of everyone's rival."""
+Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+"""A policy's name: it becomes a folder, a DVC stage and an MLflow run."""
 
 
 class Section(BaseModel):
@@ -353,6 +353,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Params:
+        if "sft" in self.policies:
+            raise ValueError("policies.sft is the name of the model that policies are compared with; choose another")
         if self.prepare.data.preferences is None:
             needy = sorted(
                 name

@@ -79,7 +79,7 @@ def test_log_probs_do_not_depend_on_padding_or_neighbours(params, files):
 
 
 def test_a_response_reaches_to_its_first_end_token(params, files):
-    _, tokenizer, rollout = roll_out(params.model_copy(update={"max_new_tokens": 60, "temperature": 5.0}), files)
+    _, tokenizer, rollout = roll_out(params.model_copy(update={"max_new_tokens": 60, "temperature": 5.0, "batch_size": 64}), files)
     assert rollout.ended.any() and not rollout.ended.all()
     for tokens, mask, ended in zip(rollout.batch.responses, rollout.batch.mask, rollout.ended, strict=True):
         kept = tokens[mask.bool()].tolist()
@@ -131,17 +131,16 @@ def test_an_unended_answer_is_penalised_and_scores_are_clipped(params, files):
 
 
 def test_the_policy_learns_what_is_rewarded(params, files, monkeypatch):
-    """A reward for one token: after a few rollouts the policy writes it far more often."""
-    tokenizer = load_tokenizer(files.sft)
-    favourite = tokenizer.decode([tokenizer("apples")["input_ids"][-1]])
+    """A reward for small Latin letters: after a few rollouts most of what the policy writes are such letters."""
 
-    def count(prompts, completions, **columns):
-        return [float(text.count(favourite)) for text in completions]
+    def share_of_letters(prompts, completions, **columns):
+        return [sum("a" <= letter <= "z" for letter in text) / max(1, len(text)) for text in completions]
 
-    monkeypatch.setattr(algorithm, "build_rewards", lambda *_: [algorithm.Reward("count", count, 1.0)])
+    reward = algorithm.Reward("letters", share_of_letters, 1.0)
+    monkeypatch.setattr(algorithm, "build_rewards", lambda *_: [reward])
     section = params.model_copy(
         update={
-            "steps": 12,
+            "steps": 24,
             "batch_size": 32,
             "learning_rate": 0.01,
             "beta": 0.0,
@@ -151,7 +150,8 @@ def test_the_policy_learns_what_is_rewarded(params, files, monkeypatch):
     )
     curves = CurveRecorder(no_log)
     train_policy(section, files, 0, curves)
-    assert curves.rows[12]["rewards/count"] > 10 * curves.rows[1]["rewards/count"] + 0.5
+    assert curves.rows[1]["rewards/letters"] < 0.4
+    assert curves.rows[24]["rewards/letters"] > 0.6
 
 
 def test_with_an_adapter_the_reference_is_the_base_and_the_saved_model_is_merged(params, files):
@@ -184,7 +184,7 @@ def test_a_broken_reward_ends_in_a_sentence(params, files, monkeypatch, values):
 
 def test_trl_layers_train_on_the_same_files(files, tmp_path):
     policies = load_params(ROOT / "params.yaml").policies
-    dpo = policies["dpo"].model_copy(update={"epochs": 0.2, "batch_size": 8})
+    dpo = policies["dpo"].model_copy(update={"epochs": 0.2, "batch_size": 8, "max_length": 256})
     grpo = policies["grpo"].model_copy(update={"steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 6})
     for name, section in (("dpo", dpo), ("grpo", grpo)):
         curves = CurveRecorder(no_log)

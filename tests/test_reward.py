@@ -139,7 +139,6 @@ def test_four_small_batches_equal_one_large(tmp_path: Path, start: Path, objecti
         torch.testing.assert_close(large[name], small[name], atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks by that name
 def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, start: Path) -> None:
     adapter = AdapterParams(rank=4, alpha=8, dropout=0.0, target_modules="all-linear", quantise=None)
     train(tmp_path, start, make_section(adapter=adapter))

@@ -123,7 +123,6 @@ def test_four_small_batches_equal_one_large(tmp_path: Path, base: Path) -> None:
         torch.testing.assert_close(large[name], small[name], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks by that name
 def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, base: Path) -> None:
     metrics = train(tmp_path, base, make_section(adapter=LORA))
     assert metrics["held_out_loss"] < metrics["held_out_loss_before"]
