@@ -79,7 +79,9 @@ def test_log_probs_do_not_depend_on_padding_or_neighbours(params, files):
 
 
 def test_a_response_reaches_to_its_first_end_token(params, files):
-    _, tokenizer, rollout = roll_out(params.model_copy(update={"max_new_tokens": 60, "temperature": 5.0, "batch_size": 64}), files)
+    _, tokenizer, rollout = roll_out(
+        params.model_copy(update={"max_new_tokens": 60, "temperature": 5.0, "batch_size": 64}), files
+    )
     assert rollout.ended.any() and not rollout.ended.all()
     for tokens, mask, ended in zip(rollout.batch.responses, rollout.batch.mask, rollout.ended, strict=True):
         kept = tokens[mask.bool()].tolist()
