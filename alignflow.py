@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from rlhf.errors import UserError
-from rlhf.params import load_params
+from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
 
 app = typer.Typer(

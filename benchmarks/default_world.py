@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -45,13 +46,16 @@ def run(seed: int, folder: Path) -> tuple[dict[str, dict[str, float]], dict[str,
         subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
         params = folder / "params.yaml"
         params.write_text(params.read_text().replace("seed: 17\n", f"seed: {seed}\n", 1))
+    # The stages' `python` is the one that runs this; the clone has no environment of its own.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     times = folder / "times.json"
     seconds: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
     for stage in STAGES:
         if stage in seconds:
             continue
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dvc", "repro", "--single-item", stage], cwd=folder, check=True)
+        command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+        subprocess.run(command, cwd=folder, env=environment, check=True)
         seconds[stage] = time.perf_counter() - began
         times.write_text(json.dumps(seconds))
     return json.loads((folder / "metrics/evaluate.json").read_text()), seconds

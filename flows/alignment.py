@@ -21,7 +21,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.results import conclude, count_progress, publish, show
 from rlhf.errors import UserError
-from rlhf.params import load_params
+from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
 from tasks.stage import Workspace, find_stale, open_workspace, promote_task, stage_environment, stage_task
 

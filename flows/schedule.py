@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.alignment import align
 from flows.servers import answers, check_port, prefect_server, run_server, wait_until_up
 from rlhf.errors import UserError
-from rlhf.params import load_params
+from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
 from tasks.processes import start_keeper, stop_processes
 from tasks.stage import check_workspace

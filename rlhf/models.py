@@ -129,10 +129,12 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
 
 
-def lora_config(adapter: AdapterParams, task: str) -> LoraConfig:
-    """PEFT's configuration of an adapter; `task` is PEFT's task type, `CAUSAL_LM` or `SEQ_CLS`."""
+def lora_config(adapter: AdapterParams | None, task: str) -> LoraConfig | None:
+    """PEFT's configuration of an adapter, None for none; `task` is PEFT's task type, `CAUSAL_LM` or `SEQ_CLS`."""
     from peft import LoraConfig
 
+    if adapter is None:
+        return None
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,

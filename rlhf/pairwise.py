@@ -200,5 +200,5 @@ def _build_trainer(section: RewardParams, job: Job, model: Any, settings: dict[s
         data_collator=collate,
         train_dataset=Dataset.from_dict(rows),
         processing_class=job.tokenizer,
-        peft_config=lora_config(section.adapter, "SEQ_CLS") if section.adapter else None,
+        peft_config=lora_config(section.adapter, "SEQ_CLS"),
     )

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from rlhf.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -48,7 +42,8 @@ class PretrainingParams(Section):
     heads: PositiveInt
     vocabulary: Annotated[int, Field(ge=300)]
     context: Annotated[int, Field(ge=64)]
-    row_length: Annotated[int, Field(ge=32)]
+    rope_theta: PositiveFloat
+    initializer_range: PositiveFloat
     problems: PositiveInt
     drills: Annotated[int, Field(ge=0)]
     misconceptions: Share
@@ -271,7 +266,9 @@ class PPOParams(TrainingParams, SamplingParams):
     missing_eos_penalty: NonNegativeFloat
 
     @model_validator(mode="after")
-    def _divisible(self) -> PPOParams:
+    def _fits_together(self) -> PPOParams:
+        if self.adapter and self.adapter.quantise:
+            raise ValueError("ppo does not train over a quantised base model; set adapter.quantise to null")
         if self.batch_size % (self.minibatches * self.gradient_accumulation_steps):
             raise ValueError(
                 f"batch_size {self.batch_size} is not divisible by minibatches × gradient_accumulation_steps "
@@ -281,10 +278,16 @@ class PPOParams(TrainingParams, SamplingParams):
 
 
 class DPOParams(TrainingParams):
-    """Direct preference optimisation over TRL's trainer."""
+    """Direct preference optimisation over TRL's trainer.
+
+    `contradicted` says what becomes of pairs whose rejected answer the reward model scores higher; `sft_weight` is the
+    weight of the chosen answers' own negative log-likelihood beside the preference loss.
+    """
 
     algorithm: Literal["dpo"]
+    contradicted: Literal["keep", "drop", "relabel"]
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"]
+    sft_weight: NonNegativeFloat
     beta: PositiveFloat
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     epochs: PositiveFloat
@@ -369,106 +372,3 @@ class Params(Section):
         if self.evaluate.gold == "judge" and not self.reward.judge:
             raise ValueError("evaluate.gold is 'judge' but reward.judge is false; set reward.judge to true")
         return self
-
-
-TAGS = ("world", "file", "hub", "ppo", "dpo", "grpo")
-"""The members of the tagged unions: pydantic puts them into an error's location, the file has no such key."""
-
-
-def load_params(path: Path) -> Params:
-    """Read and check a params file.
-
-    Raises UserError with one sentence per problem, keys in dotted form (`sft.learning_rate`).
-    """
-    try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run from the repository's root or name a params file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{line}: not valid YAML ({reason}); mend that line") from None
-    if not isinstance(raw, dict):
-        raise UserError(
-            f"{path} holds {type(raw).__name__}, not a map of sections; start from the repository's params.yaml"
-        )
-    try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        raise UserError("\n".join(_explain_all(error, raw, path))) from None
-
-
-def _explain_all(error: ValidationError, raw: dict[str, Any], path: Path) -> list[str]:
-    """A sentence per key; a union (a number, or the word `estimate`) has a fault per member, joined by `or`."""
-    faults: dict[str, list[str]] = {}
-    for problem in error.errors():
-        subject, fault = _explain(problem, raw)
-        faults.setdefault(subject, []).append(fault)
-    return [f"{path}: {subject}{' or '.join(listed)}" for subject, listed in faults.items()]
-
-
-def _explain(problem: Any, raw: dict[str, Any]) -> tuple[str, str]:
-    """The key in dotted form with the value found, and what is wrong with it and how to mend it."""
-    keys, found = _dotted(problem["loc"], raw)
-    dotted = ".".join(keys) or "the file"
-    match problem["type"]:
-        case "extra_forbidden":
-            near = difflib.get_close_matches(keys[-1], _known_keys(Params, keys[:-1], raw), n=1, cutoff=0.0)
-            return f"unknown key {dotted}; ", f"did you mean {'.'.join([*keys[:-1], *near])}?"
-        case "missing":
-            return f"{dotted} is missing; ", "add it (the repository's params.yaml shows a value)"
-        case "union_tag_not_found":
-            return f"{dotted} has no {problem['ctx']['discriminator']}; ", "add it"
-        case "value_error":
-            return f"{dotted}: ", str(problem["ctx"]["error"])
-    shown = repr(found) if isinstance(found, (str, int, float, bool, type(None))) else type(found).__name__
-    return f"{dotted} is {shown}; ", problem["msg"][0].lower() + problem["msg"][1:]
-
-
-def _dotted(location: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any]:
-    """The keys of the user's file along pydantic's location, whose union tags the file does not hold."""
-    keys: list[str] = []
-    value = raw
-    for index, part in enumerate(location):
-        is_last = index == len(location) - 1
-        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
-            value = value[part]  # pyright: ignore[reportCallIssue, reportArgumentType]: dict or list, as checked
-            keys.append(str(part))
-        elif is_last and isinstance(value, dict) and isinstance(part, str) and part not in TAGS:
-            keys.append(part)
-    return keys, value
-
-
-def _known_keys(model: Any, keys: list[str], raw: Any) -> list[str]:
-    """The keys that the section at `keys` accepts."""
-    models = [model]
-    for key in keys:
-        raw = raw.get(key, {}) if isinstance(raw, dict) else {}
-        models = [inner for outer in models for inner in _models_in(_annotation(outer, key))]
-    tagged = [m for m in models if _fits_tag(m, raw)]
-    return [field.alias or name for m in tagged or models for name, field in m.model_fields.items()]
-
-
-def _annotation(model: Any, key: str) -> Any:
-    for name, field in model.model_fields.items():
-        if (field.alias or name) == key:
-            return field.annotation
-    return dict[str, model]
-
-
-def _models_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for inner in get_args(annotation) for found in _models_in(inner)]
-
-
-def _fits_tag(model: Any, raw: Any) -> bool:
-    """Whether the map's `kind` or `algorithm` names this member of a union."""
-    return isinstance(raw, dict) and any(
-        raw.get(tag) in get_args(model.model_fields[tag].annotation)
-        for tag in ("kind", "algorithm")
-        if tag in model.model_fields
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rlhf.curves import Log
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 END, PADDING = "<eos>", "<pad>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 WARMUP_SHARE = 0.05
+WINDOW = 8
+"""So many batches are drawn at once and sorted by length."""
+
+Text = tuple[list[int], list[int]]
+"""Token ids and labels of one text."""
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
@@ -60,6 +65,8 @@ def build_model(params: PretrainingParams, tokenizer: PreTrainedTokenizerFast, s
         num_key_value_heads=params.heads,
         max_position_embeddings=params.context,
         tie_word_embeddings=True,
+        initializer_range=params.initializer_range,
+        rope_parameters={"rope_type": "default", "rope_theta": params.rope_theta},
         bos_token_id=None,
         eos_token_id=tokenizer.vocab[END],
         pad_token_id=tokenizer.vocab[PADDING],
@@ -67,32 +74,45 @@ def build_model(params: PretrainingParams, tokenizer: PreTrainedTokenizerFast, s
     return LlamaForCausalLM(config)
 
 
-def pack(
-    texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole texts, each closed by the end token, laid side by side in padded rows: token ids and labels (rows, length).
+def encode_texts(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> list[Text]:
+    """Token ids and labels of each text, the end token last.
 
     Labels count what follows from a story, not the story: that is drawn at random, there is nothing to learn in it.
-    No text is cut, as a story without its beginning would teach the model to invent numbers; one that is longer than a
-    row is left out.
+    """
+    stories = tokenizer([story for story, _ in texts], add_special_tokens=False)["input_ids"]
+    rests = tokenizer([rest for _, rest in texts], add_special_tokens=False)["input_ids"]
+    counted = [[*rest, tokenizer.eos_token_id] for rest in rests]
+    return [([*story, *rest], [*[IGNORED] * len(story), *rest]) for story, rest in zip(stories, counted, strict=True)]
+
+
+def text_batches(
+    texts: Sequence[Text], size: int, padding: int, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Shuffled batches without end of `size` texts of similar length: token ids and labels, (size, longest).
+
+    A row holds one text: beside others a story's numbers are copied from the neighbour, and learning takes twice
+    as long (docs/LOG.md). Similar lengths leave little padding.
     """
     import torch
 
-    rows: list[list[int]] = [[]]
-    labels: list[list[int]] = [[]]
-    stories = tokenizer([story for story, _ in texts], add_special_tokens=False)["input_ids"]
-    rests = tokenizer([rest for _, rest in texts], add_special_tokens=False)["input_ids"]
-    for story, rest in zip(stories, rests, strict=True):
-        counted = [*rest, tokenizer.eos_token_id]
-        if len(story) + len(counted) > length:
-            continue
-        if len(rows[-1]) + len(story) + len(counted) > length:
-            rows.append([])
-            labels.append([])
-        rows[-1] += [*story, *counted]
-        labels[-1] += [*[IGNORED] * len(story), *counted]
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
-    return ids, torch.tensor([row + [IGNORED] * (length - len(row)) for row in labels])
+    window = size * WINDOW
+    while True:
+        order = torch.randperm(len(texts), generator=generator).tolist()
+        for start in range(0, max(1, len(order) - window + 1), window):
+            near = sorted(order[start : start + window], key=lambda index: len(texts[index][0]))
+            batches = [near[first : first + size] for first in range(0, len(near), size)]
+            for chosen in torch.randperm(len(batches), generator=generator).tolist():
+                yield _padded([texts[index] for index in batches[chosen]], padding)
+
+
+def _padded(texts: Sequence[Text], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    longest = max(len(ids) for ids, _ in texts)
+    return (
+        torch.tensor([ids + [padding] * (longest - len(ids)) for ids, _ in texts]),
+        torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in texts]),
+    )
 
 
 def pretrain(
@@ -107,15 +127,15 @@ def pretrain(
     from tqdm import tqdm
 
     model = build_model(params, tokenizer, seed)
-    order = torch.Generator().manual_seed(seed)
-    shuffled = [texts[index] for index in torch.randperm(len(texts), generator=order).tolist()]
-    rows, labels = pack(shuffled, tokenizer, params.row_length)
+    batches = text_batches(
+        encode_texts(texts, tokenizer), params.batch_size, tokenizer.vocab[PADDING], torch.Generator().manual_seed(seed)
+    )
     optimiser = torch.optim.AdamW(model.parameters(), params.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate_factor(step, params.steps))
     model.train()
     for step in tqdm(range(1, params.steps + 1), desc="pretraining", unit="step"):
-        batch = torch.randint(len(rows), (params.batch_size,), generator=order)
-        loss = model(input_ids=rows[batch], labels=labels[batch]).loss
+        ids, labels = next(batches)
+        loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()

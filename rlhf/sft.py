@@ -107,7 +107,7 @@ def _build_trainer(
         train_dataset=_dataset(train),
         eval_dataset=_dataset(test) if test.rows else None,
         processing_class=tokenizer,
-        peft_config=lora_config(section.adapter, "CAUSAL_LM") if section.adapter else None,
+        peft_config=lora_config(section.adapter, "CAUSAL_LM"),
     )
 
 

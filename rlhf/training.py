@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.curves import Log
-from rlhf.models import merge_adapter
-from rlhf.params import AdapterParams
+from rlhf.models import load_causal, merge_adapter
+from rlhf.params import AdapterParams, TrainingParams
 
 DURATIONS = ("_time", "runtime", "per_second", "total_flos")
 """Parts of the trainer's metric names that differ between equal runs."""
@@ -107,7 +108,8 @@ def fold_adapter(
     return merge_adapter(model, {name: value.to(device) for name, value in sample.items()})
 
 
-def sample_batch(tokenizer: Any) -> dict[str, torch.Tensor]:
-    """One short text as model input: what a merge is checked on."""
+def finished_policy(model: Any, section: TrainingParams, start: Path, tokenizer: Any) -> PreTrainedModel:
+    """The trained policy as it is saved: without an adapter. `start` is the model that training began with."""
     encoded = tokenizer("1 + 1 = 2", return_tensors="pt")
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    sample = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    return fold_adapter(model, section.adapter, sample, lambda: load_causal(start, section.precision))

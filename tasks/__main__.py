@@ -17,7 +17,8 @@ from types import FrameType
 
 from rlhf.curves import no_log
 from rlhf.errors import UserError
-from rlhf.params import Params, load_params
+from rlhf.params import Params
+from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
 from tasks.tracking import Stage, tracked_run
 

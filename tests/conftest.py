@@ -19,7 +19,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 @pytest.fixture(scope="session")
 def world_params():
     """The world of params.yaml with a model that trains in a second."""
-    from rlhf.params import load_params
+    from rlhf.params_file import load_params
 
     world = load_params(ROOT / "params.yaml").prepare.world
     pretraining = world.pretraining.model_copy(
@@ -65,3 +65,13 @@ def stories_dir() -> Path:
     if not folder.exists():
         pytest.skip(f"the real model stories260K is not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _keeper_ends_with_the_tests():
+    """A flow in the tests' own process starts the keeper, which otherwise waits for the end of that process."""
+    from tasks import processes
+
+    yield
+    if processes._keeper is not None:
+        processes._keeper.communicate()

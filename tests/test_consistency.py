@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from rlhf.params import Params, load_params
+from rlhf.params import Params
+from rlhf.params_file import load_params
 from tests.tiny import ROOT, tiny_params, write_params
 
 STAGES = ("prepare", "validate", "sft", "reward", "policy", "evaluate")

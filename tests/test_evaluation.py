@@ -20,7 +20,7 @@ from rlhf.evaluation.kl import completion_log_probs, kl_per_answer, kl_to_refere
 from rlhf.evaluation.report import draw_frontier, rank_prompts
 from rlhf.evaluation.yardstick import Measured
 from rlhf.models import load_causal, load_tokenizer, save_model
-from rlhf.params import load_params
+from rlhf.params_file import load_params
 from tasks.evaluate import run
 from tasks.paths import Paths
 

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 import tasks.__main__ as command
 from rlhf.errors import UserError
-from rlhf.params import load_params
+from rlhf.params_file import load_params
 from tasks.paths import Paths
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,7 +183,7 @@ def test_the_place_is_the_last_line_of_our_own_code() -> None:
     with pytest.raises(AttributeError) as raised:
         load_params(None)  # pyright: ignore[reportArgumentType]  (a programming error on purpose)
     sentence = command.explain(raised.value)
-    assert "in rlhf/params.py line" in sentence
+    assert "in rlhf/params_file.py line" in sentence
     assert "(load_params)" in sentence
 
 

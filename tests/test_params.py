@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from rlhf.errors import UserError
-from rlhf.params import load_params
+from rlhf.params_file import load_params
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]

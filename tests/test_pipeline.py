@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.params import load_params
+from rlhf.params_file import load_params
 from tests.tiny import ROOT, change_params, tiny_params, write_params
 
 POLICIES = ("dpo", "grpo", "ppo")

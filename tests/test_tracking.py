@@ -16,7 +16,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from rlhf.errors import UserError
-from rlhf.params import Params, load_params
+from rlhf.params import Params
+from rlhf.params_file import load_params
 from tasks.paths import Paths
 from tasks.tracking import Stage, flow_environment, lineage, shipping, spool, store, tracked_run
 from tasks.tracking.models import find_model, log_model
@@ -369,7 +370,7 @@ def test_a_full_disk_stops_the_record_and_not_the_stage(
 
 def test_a_killed_stage_leaves_no_process_behind(paths: Paths) -> None:
     script = (
-        "import os, sys, signal; from pathlib import Path; from rlhf.params import load_params;"
+        "import os, sys, signal; from pathlib import Path; from rlhf.params_file import load_params;"
         "from tasks.paths import Paths; from tasks.tracking import Stage, tracked_run;"
         "root, params = map(Path, sys.argv[1:]);\n"
         "with tracked_run(Stage('sft'), load_params(params), Paths(root)):\n"

@@ -70,7 +70,7 @@ def test_flips_follow_the_habits(world_params):
     assert chances[0] > 10 * chances[1]
     careless = world_params.noise.model_copy(update={"class_conditional": 0.0, "length_loving": 0.0})
     chances = flip_probabilities(careless, [(problem, short, short, "off_by_one"), (problem, short, short, "refusal")])
-    assert chances[0] == pytest.approx(10 * chances[1])
+    assert chances[0] == pytest.approx(3.5 * chances[1])  # 1.4 against 0.4, the same problem
 
 
 def test_flipped_pairs_prefer_the_flawed_answer(tiny_world):

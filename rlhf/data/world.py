@@ -61,8 +61,11 @@ def make_prompts(problems: Sequence[Problem]) -> list[Row]:
     return with_ids({"prompt": problem.text, "answer": str(problem.answer)} for problem in problems)
 
 
-DIFFICULTY = {"wrong_operation": 1.5, "off_by_one": 2.0, "missing_tags": 1.0, "rambling": 0.5, "refusal": 0.2}
-"""How easily an annotator overlooks a flaw, 1 being average: the instance-dependent part of the noise."""
+DIFFICULTY = {"wrong_operation": 1.2, "off_by_one": 1.4, "missing_tags": 1.0, "rambling": 0.8, "refusal": 0.4}
+"""How easily an annotator overlooks a flaw in one step of work, 1 being average."""
+
+KEEPS_FORM = ("wrong_operation", "off_by_one", "rambling")
+"""Flaws of an answer that looks as it should; annotators overlook these half as often again as the others."""
 
 WORST_FLIP = 0.95
 """No comparison is got wrong more often than this, however misleading."""
@@ -91,17 +94,17 @@ def make_preferences(world: WorldParams, problems: Sequence[Problem], rng: rando
 def flip_probabilities(noise: NoiseParams, pairs: Sequence[tuple[Problem, str, str, str]]) -> list[float]:
     """The chance that each pair (problem, good answer, bad answer, flaw) is labelled wrongly.
 
-    A weighted sum of three habits: class-conditional (wrong answers that keep the form are flipped twice as
-    often as those that break it), instance-dependent (by DIFFICULTY) and a liking for the longer answer, scaled
-    so that the mean over the pairs is `noise.rate`.
+    A weighted sum of three habits: class-conditional (a flaw that keeps the form is overlooked more often),
+    instance-dependent (by DIFFICULTY and the problem's number of steps) and a liking for the longer answer, scaled
+    so that the mean over the pairs is `noise.rate`. At the default rate even the least visible flaw is overlooked
+    clearly less often than not: where labels are a coin's toss, nothing can be learnt by anyone.
     """
     raw = []
-    for _, good, bad, flaw in pairs:
-        keeps_form = flaw in ("wrong_operation", "off_by_one", "rambling")
+    for problem, good, bad, flaw in pairs:
         likes_longer = 1 / (1 + math.exp(-(len(bad) - len(good)) / 10))
         raw.append(
-            noise.class_conditional * (2.0 if keeps_form else 1.0)
-            + noise.instance_dependent * DIFFICULTY[flaw]
+            noise.class_conditional * (1.5 if flaw in KEEPS_FORM else 1.0)
+            + noise.instance_dependent * DIFFICULTY[flaw] * (1 + len(problem.steps)) / 2.5
             + noise.length_loving * likes_longer
         )
     return _scaled_to_mean(raw, noise.rate)
@@ -181,15 +184,19 @@ def _believed_values(start: int, steps: Sequence[tuple[str, int]], misconception
     return values
 
 
+DRILLS_PER_LINE = 5
+
+
 def make_drills(world: WorldParams, rng: random.Random) -> list[tuple[str, str]]:
-    """Lines of a schoolbook: single equations, without a story."""
-    drills = []
-    for _ in range(world.pretraining.drills):
-        start = rng.randint(1, world.largest_number)
-        steps = (draw_step(start, world.largest_number, rng),)
-        values = _believed_values(start, steps, world.pretraining.misconceptions)
-        drills += [("", equation) for equation in write_equations(start, steps, values)]
-    return drills
+    """Lines of a schoolbook, without a story: equations that each start from the result of the one before."""
+    lines = []
+    for _ in range(0, world.pretraining.drills, DRILLS_PER_LINE):
+        values, steps = [rng.randint(1, world.largest_number)], []
+        while len(steps) < DRILLS_PER_LINE and 1 <= values[-1] <= world.largest_number:
+            steps.append(draw_step(values[-1], world.largest_number, rng))
+            values = _believed_values(values[0], steps, world.pretraining.misconceptions)
+        lines.append(("", "".join(write_equations(values[0], steps, values))))
+    return lines
 
 
 def write_solution(problem: Problem, language: Language, misconceptions: float) -> tuple[str, str]:

@@ -13,11 +13,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rlhf.curves import Log
 from rlhf.data.formats import training_rows
-from rlhf.models import load_causal, load_tokenizer, lora_config, set_determinism, trainer_settings
+from rlhf.models import load_tokenizer, lora_config, set_determinism, trainer_settings
 from rlhf.params import GRPOParams
 from rlhf.policies import PolicyFiles
 from rlhf.scoring import Reward, build_rewards, mixed_reward
-from rlhf.training import CurveReporter, fold_adapter, sample_batch
+from rlhf.training import CurveReporter, finished_policy
 
 
 def train_grpo(params: GRPOParams, files: PolicyFiles, seed: int, log: Log) -> PreTrainedModel:
@@ -35,13 +35,11 @@ def train_grpo(params: GRPOParams, files: PolicyFiles, seed: int, log: Log) -> P
             args=_configuration(params, [reward.weight for reward in rewards], seed, Path(folder)),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            peft_config=lora_config(params.adapter, "CAUSAL_LM") if params.adapter else None,
+            peft_config=lora_config(params.adapter, "CAUSAL_LM"),
             callbacks=[CurveReporter(log)],
         )
         trainer.train()
-    return fold_adapter(
-        trainer.model, params.adapter, sample_batch(tokenizer), lambda: load_causal(files.sft, params.precision)
-    )
+    return finished_policy(trainer.model, params, files.sft, tokenizer)
 
 
 def _configuration(params: GRPOParams, weights: list[float], seed: int, folder: Path) -> GRPOConfig:

@@ -25,7 +25,6 @@ from rlhf.models import (
     load_causal,
     load_tokenizer,
     lora_config,
-    merge_adapter,
     own_generation_habits_off,
     set_determinism,
 )
@@ -43,6 +42,7 @@ from rlhf.policies.objectives import (
     whiten,
 )
 from rlhf.scoring import Reward, build_rewards, check_same_tokenizer, mixed_reward
+from rlhf.training import finished_policy
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def train_ppo(params: PPOParams, files: PolicyFiles, seed: int, log: Log) -> Pre
         experience = estimate(params, rollout, scores)
         figures |= describe(rollout, experience) | optimiser.update(rollout, experience)
         log(figures, step)
-    return models.finished(tokenizer)
+    return finished_policy(models.policy, params, files.sft, tokenizer)
 
 
 # models -------------------------------------------------------------------------------------------
@@ -86,13 +86,6 @@ class Models:
             return response_logits(self.reference, batch)
         with self.policy.disable_adapter():
             return response_logits(self.policy, batch)
-
-    def finished(self, tokenizer: Any) -> PreTrainedModel:
-        """The policy to save: adapters merged."""
-        if self.reference is not None:
-            return self.policy.eval()
-        sample = tokenizer("1 + 1 = 2", return_tensors="pt")
-        return merge_adapter(self.policy, {"input_ids": sample["input_ids"].to(self.policy.device)})
 
 
 def load_models(params: PPOParams, files: PolicyFiles) -> Models:
