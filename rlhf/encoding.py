@@ -53,8 +53,8 @@ def encode_answer(tokenizer: Any, prompt: Any, answer: Any) -> list[int]:
 def _check_template(tokenizer: Any, prompt: Any) -> None:
     if is_conversational(prompt) and tokenizer.chat_template is None:
         raise UserError(
-            "prompts are lists of messages but the tokenizer has no chat template; use text prompts, "
-            "or a base model whose tokenizer_config.json has a chat_template"
+            "prompts are lists of messages but the tokenizer has no chat template; "
+            "set prepare.chat_template to plain, or use text prompts or another base model"
         )
 
 

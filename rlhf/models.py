@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from rlhf.errors import UserError
 from rlhf.params import AdapterParams, TrainingParams
@@ -129,6 +129,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
 
 
+@overload
+def lora_config(adapter: AdapterParams, task: str) -> LoraConfig: ...
+@overload
+def lora_config(adapter: None, task: str) -> None: ...
 def lora_config(adapter: AdapterParams | None, task: str) -> LoraConfig | None:
     """PEFT's configuration of an adapter, None for none; `task` is PEFT's task type, `CAUSAL_LM` or `SEQ_CLS`."""
     from peft import LoraConfig

@@ -117,11 +117,23 @@ class DataParams(Section):
 
 
 class PrepareParams(Section):
-    """The base model (`world`, a hub id or a folder) and the data."""
+    """The base model (`world`, a hub id or a folder) and the data; `world` is null where nothing comes from it.
+
+    `chat_template` is the tokenizer's `own`, or `plain`: headings and line breaks, for base models that have none.
+    """
 
     base_model: Annotated[str, Field(min_length=1)]
-    world: WorldParams
+    chat_template: Literal["own", "plain"]
+    world: WorldParams | None
     data: DataParams
+
+    @model_validator(mode="after")
+    def _world_there(self) -> PrepareParams:
+        users = ["prepare.base_model"] if self.base_model == "world" else []
+        users += [f"prepare.data.{kind}" for kind, source in self.data if isinstance(source, WorldSource)]
+        if users and self.world is None:
+            raise ValueError(f"world is null but {users[0]} comes from it; give its values as params.yaml does")
+        return self
 
 
 # validate -----------------------------------------------------------------------------------------

@@ -16,12 +16,10 @@ WORLD = "world"
 def run(params: Params, paths: Paths, log: Log) -> None:
     """Write training and test rows of each kind, and the base model with its tokenizer."""
     section = params.prepare
-    sources = [getattr(section.data, kind) for kind in KINDS]
-    uses_world = section.base_model == WORLD or any(isinstance(source, WorldSource) for source in sources)
-    world = make_world(section.world, params.seed) if uses_world else None
+    world = make_world(section.world, params.seed) if section.world else None
     counts: dict[str, int] = {}
-    for kind, source in zip(KINDS, sources, strict=True):
-        train, test = _rows_of(kind, source, world, params, paths)
+    for kind in KINDS:
+        train, test = _rows_of(kind, getattr(section.data, kind), world, params, paths)
         for split, rows in (("train", train), ("test", test)):
             write_rows(paths.prepared / kind / f"{split}.jsonl", rows)
             counts[f"{kind}_{split}_rows"] = len(rows)
@@ -43,19 +41,20 @@ def _rows_of(
 
 def _make_base_model(params: Params, paths: Paths, world: World | None, log: Log) -> None:
     """Pretrain on the world, or bring the named model into the workspace."""
+    from rlhf.base_models import load_base, set_chat_template
     from rlhf.models import save_model
 
-    if params.prepare.base_model == WORLD and world is not None:
+    section = params.prepare
+    if section.base_model == WORLD and section.world and world:
         from rlhf.pretraining import pretrain, train_tokenizer
 
-        pretraining = params.prepare.world.pretraining
+        pretraining = section.world.pretraining
         # The tokenizer sees demonstrations too, so that their words are not spelt letter by letter.
         seen = [story + rest for story, rest in world.texts]
         seen += [row["prompt"] + row["completion"] for row in world.sft[0]]
         tokenizer = train_tokenizer(seen, pretraining.vocabulary, pretraining.context)
         model = pretrain(pretraining, tokenizer, world.texts, params.seed, log)
     else:
-        from rlhf.base_models import load_base
-
-        model, tokenizer = load_base(params.prepare.base_model, paths.root)
+        model, tokenizer = load_base(section.base_model, paths.root)
+    set_chat_template(tokenizer, section.chat_template)
     save_model(model, tokenizer, paths.model("base"))

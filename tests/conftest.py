@@ -60,6 +60,18 @@ def tiny_reward_dir(tmp_path_factory, tiny_model_dir) -> Path:
 
 
 @pytest.fixture(scope="session")
+def policy_files(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
+    """What a policy learns from: the tiny models and the tiny world's rows."""
+    from rlhf.data.formats import write_rows
+    from rlhf.policies import PolicyFiles
+
+    folder = tmp_path_factory.mktemp("policy-data")
+    write_rows(folder / "prompts.jsonl", tiny_world.prompts[0])
+    write_rows(folder / "preferences.jsonl", tiny_world.preferences[0])
+    return PolicyFiles(tiny_model_dir, tiny_reward_dir, folder / "prompts.jsonl", folder / "preferences.jsonl")
+
+
+@pytest.fixture(scope="session")
 def stories_dir() -> Path:
     folder = SHARED / "models" / "stories260K"
     if not folder.exists():

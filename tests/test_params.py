@@ -63,6 +63,8 @@ def edited(tmp_path):
         ("policies", {}, r"policies is dict; dictionary should have at least 1 item"),
         ("evaluate.gold", "judge", r"evaluate\.gold is 'judge' but reward\.judge is false"),
         ("prepare.data.preferences", None, r"prepare\.data\.preferences is null but policies\.dpo needs"),
+        ("prepare.world", None, r"prepare: world is null but prepare\.base_model comes from it"),
+        ("prepare.chat_template", "chatml", r"prepare\.chat_template is 'chatml'; input should be 'own' or 'plain'"),
         ("prepare.world.min_steps", 4, r"min_steps is 4 but max_steps is 2"),
         ("seed", float("nan"), r"seed is nan"),
     ],

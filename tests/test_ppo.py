@@ -7,22 +7,15 @@ import pytest
 import torch
 
 from rlhf.curves import CurveRecorder, no_log
-from rlhf.data.formats import write_rows
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer, save_model
-from rlhf.params import AdapterParams, load_params
-from rlhf.policies import PolicyFiles, train_policy
+from rlhf.params import AdapterParams
+from rlhf.params_file import load_params
 from rlhf.policies import ppo as algorithm
+from rlhf.policies import train_policy
+from rlhf.training import finished_policy
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
-    folder = tmp_path_factory.mktemp("policy-data")
-    write_rows(folder / "prompts.jsonl", tiny_world.prompts[0])
-    write_rows(folder / "preferences.jsonl", tiny_world.preferences[0])
-    return PolicyFiles(tiny_model_dir, tiny_reward_dir, folder / "prompts.jsonl", folder / "preferences.jsonl")
 
 
 @pytest.fixture
@@ -33,39 +26,39 @@ def params():
     )
 
 
-def roll_out(params, files, seed=0):
+def roll_out(params, policy_files, seed=0):
     torch.manual_seed(seed)
-    models = algorithm.load_models(params, files)
-    tokenizer = load_tokenizer(files.sft)
-    rows = next(algorithm.prompt_batches(algorithm.training_rows(files.prompts), params.batch_size, 0))
+    models = algorithm.load_models(params, policy_files)
+    tokenizer = load_tokenizer(policy_files.sft)
+    rows = next(algorithm.prompt_batches(algorithm.training_rows(policy_files.prompts), params.batch_size, 0))
     return models, tokenizer, algorithm.roll_out(params, models, tokenizer, rows)
 
 
-def test_training_moves_every_parameter_and_logs_finite_figures(params, files):
+def test_training_moves_every_parameter_and_logs_finite_figures(params, policy_files):
     curves = CurveRecorder(no_log)
-    model = train_policy(params, files, 0, curves)
-    before = load_causal(files.sft)
+    model = train_policy(params, policy_files, 0, curves)
+    before = load_causal(policy_files.sft)
     for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True):
         assert not torch.equal(new, old), name
     assert set(curves.rows) == {1, 2}
     assert all(torch.isfinite(torch.tensor(value)) for row in curves.rows.values() for value in row.values())
 
 
-def test_the_same_seed_gives_the_same_bytes(params, files, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(params, policy_files, tmp_path):
     for name in ("first", "second"):
-        save_model(train_policy(params, files, 5, no_log), load_tokenizer(files.sft), tmp_path / name)
+        save_model(train_policy(params, policy_files, 5, no_log), load_tokenizer(policy_files.sft), tmp_path / name)
     first, second = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_at_the_start_policy_and_reference_agree_and_the_critic_says_zero(params, files):
-    _, _, rollout = roll_out(params, files)
+def test_at_the_start_policy_and_reference_agree_and_the_critic_says_zero(params, policy_files):
+    _, _, rollout = roll_out(params, policy_files)
     torch.testing.assert_close(rollout.log_probs, rollout.reference_log_probs)
     assert not (rollout.values * rollout.batch.mask).any()
 
 
-def test_log_probs_do_not_depend_on_padding_or_neighbours(params, files):
-    models, tokenizer, rollout = roll_out(params, files)
+def test_log_probs_do_not_depend_on_padding_or_neighbours(params, policy_files):
+    models, tokenizer, rollout = roll_out(params, policy_files)
     for index in range(3):
         width = int(rollout.batch.mask[index].sum())
         prompt = rollout.batch.attention[index, : rollout.batch.prompt_length].bool()
@@ -78,9 +71,9 @@ def test_log_probs_do_not_depend_on_padding_or_neighbours(params, files):
         torch.testing.assert_close(rollout.log_probs[index, :width], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_response_reaches_to_its_first_end_token(params, files):
+def test_a_response_reaches_to_its_first_end_token(params, policy_files):
     _, tokenizer, rollout = roll_out(
-        params.model_copy(update={"max_new_tokens": 60, "temperature": 5.0, "batch_size": 64}), files
+        params.model_copy(update={"max_new_tokens": 60, "temperature": 5.0, "batch_size": 64}), policy_files
     )
     assert rollout.ended.any() and not rollout.ended.all()
     for tokens, mask, ended in zip(rollout.batch.responses, rollout.batch.mask, rollout.ended, strict=True):
@@ -90,14 +83,14 @@ def test_a_response_reaches_to_its_first_end_token(params, files):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_accumulation_gives_the_gradient_of_the_whole_minibatch(params, files, parts):
+def test_accumulation_gives_the_gradient_of_the_whole_minibatch(params, policy_files, parts):
     """Update once with 1, 2 and 4 parts; the policy ends at the same place."""
     ends = []
     for accumulation in (1, parts):
         section = params.model_copy(
             update={"minibatches": 1, "update_epochs": 1, "gradient_accumulation_steps": accumulation}
         )
-        models, tokenizer, rollout = roll_out(section, files)
+        models, tokenizer, rollout = roll_out(section, policy_files)
         torch.manual_seed(3)
         experience = algorithm.estimate(section, rollout, torch.linspace(-1, 1, 8))
         algorithm.Optimiser(section, models).update(rollout, experience)
@@ -105,13 +98,13 @@ def test_accumulation_gives_the_gradient_of_the_whole_minibatch(params, files, p
     torch.testing.assert_close(ends[0], ends[1], atol=2e-5, rtol=0)
 
 
-def test_updates_per_rollout_are_epochs_times_minibatches(params, files, monkeypatch):
+def test_updates_per_rollout_are_epochs_times_minibatches(params, policy_files, monkeypatch):
     steps = []
     monkeypatch.setattr(
         algorithm.Optimiser, "_step", lambda self, rollout, experience, index: steps.append(len(index)) or {"x": 0.0}
     )
     section = params.model_copy(update={"update_epochs": 4, "minibatches": 4, "gradient_accumulation_steps": 2})
-    models, _, rollout = roll_out(section, files)
+    models, _, rollout = roll_out(section, policy_files)
     algorithm.Optimiser(section, models).update(rollout, algorithm.estimate(section, rollout, torch.zeros(8)))
     assert steps == [2] * 16
 
@@ -122,9 +115,9 @@ def test_every_prompt_comes_before_any_comes_again():
     assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(str(index) for index in range(10))
 
 
-def test_an_unended_answer_is_penalised_and_scores_are_clipped(params, files):
+def test_an_unended_answer_is_penalised_and_scores_are_clipped(params, policy_files):
     section = params.model_copy(update={"missing_eos_penalty": 3.0, "score_clip": 0.25})
-    _, tokenizer, rollout = roll_out(section, files)
+    _, tokenizer, rollout = roll_out(section, policy_files)
     rollout.ended[:] = torch.tensor([True, False] * 4)
     reward = algorithm.Reward("ten", lambda prompts, completions, **columns: [10.0] * len(prompts), 1.0)
     scores, figures = algorithm.score(section, rollout, tokenizer, [reward])
@@ -132,7 +125,7 @@ def test_an_unended_answer_is_penalised_and_scores_are_clipped(params, files):
     assert figures == {"rewards/ten": 10.0}
 
 
-def test_the_policy_learns_what_is_rewarded(params, files, monkeypatch):
+def test_the_policy_learns_what_is_rewarded(params, policy_files, monkeypatch):
     """A reward for small Latin letters: after a few rollouts most of what the policy writes are such letters."""
 
     def share_of_letters(prompts, completions, **columns):
@@ -151,15 +144,15 @@ def test_the_policy_learns_what_is_rewarded(params, files, monkeypatch):
         }
     )
     curves = CurveRecorder(no_log)
-    train_policy(section, files, 0, curves)
+    train_policy(section, policy_files, 0, curves)
     assert curves.rows[1]["rewards/letters"] < 0.4
     assert curves.rows[24]["rewards/letters"] > 0.6
 
 
-def test_with_an_adapter_the_reference_is_the_base_and_the_saved_model_is_merged(params, files):
+def test_with_an_adapter_the_reference_is_the_base_and_the_saved_model_is_merged(params, policy_files):
     adapter = AdapterParams(rank=2, alpha=4, dropout=0.0, target_modules="all-linear", quantise=None)
     section = params.model_copy(update={"adapter": adapter, "learning_rate": 0.01})
-    models, tokenizer, rollout = roll_out(section, files)
+    models, tokenizer, rollout = roll_out(section, policy_files)
     assert models.reference is None
     experience = algorithm.estimate(section, rollout, torch.linspace(-1, 1, 8))
     algorithm.Optimiser(section, models).update(rollout, experience)
@@ -172,25 +165,13 @@ def test_with_an_adapter_the_reference_is_the_base_and_the_saved_model_is_merged
         )
     torch.testing.assert_close(after, rollout.reference_log_probs)
     assert not torch.allclose(moved, rollout.log_probs)
-    merged = models.finished(tokenizer)
+    merged = finished_policy(models.policy, section, policy_files.sft, tokenizer)
     assert not any("lora" in name for name, _ in merged.named_parameters())
 
 
 @pytest.mark.parametrize("values", [[None] * 8, [float("nan")] * 8, [1.0] * 7])
-def test_a_broken_reward_ends_in_a_sentence(params, files, monkeypatch, values):
+def test_a_broken_reward_ends_in_a_sentence(params, policy_files, monkeypatch, values):
     reward = algorithm.Reward("broken", lambda prompts, completions, **columns: values, 1.0)
     monkeypatch.setattr(algorithm, "build_rewards", lambda *_: [reward])
     with pytest.raises(UserError, match="broken"):
-        train_policy(params, files, 0, no_log)
-
-
-def test_trl_layers_train_on_the_same_files(files, tmp_path):
-    policies = load_params(ROOT / "params.yaml").policies
-    dpo = policies["dpo"].model_copy(update={"epochs": 0.2, "batch_size": 8, "max_length": 256})
-    grpo = policies["grpo"].model_copy(update={"steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 6})
-    for name, section in (("dpo", dpo), ("grpo", grpo)):
-        curves = CurveRecorder(no_log)
-        model = train_policy(section, files, 0, curves)
-        save_model(model, load_tokenizer(files.sft), tmp_path / name)
-        assert curves.rows, name
-        assert sorted(path.suffix for path in (tmp_path / name).iterdir()) == [".json"] * 4 + [".safetensors"], name
+        train_policy(params, policy_files, 0, no_log)

@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from rlhf.errors import UserError
-from rlhf.params import Params, PromoteParams, load_params
+from rlhf.params import Params, PromoteParams
+from rlhf.params_file import load_params
 from tasks import promote
 from tasks.paths import Paths
 from tasks.tracking import lineage, store

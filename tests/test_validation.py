@@ -209,7 +209,7 @@ def test_conversations_need_known_roles_in_order(workspace: Paths) -> None:
 def test_conversations_need_a_chat_template(workspace: Paths) -> None:
     (workspace.model("base") / "chat_template.jinja").unlink()
     put(workspace, "prompts", [{"prompt": turns("w1")}], [{"prompt": turns("w2")}])
-    with pytest.raises(UserError, match=r"no chat template; choose a chat model in prepare.base_model"):
+    with pytest.raises(UserError, match=r"no chat template; set prepare.chat_template to plain"):
         sift(workspace, "prompts")
 
 

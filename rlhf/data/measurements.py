@@ -151,7 +151,7 @@ def _render(prompts: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict
     if not tokenizer.chat_template and any(is_conversational(prompt) for prompt in prompts.values()):
         raise UserError(
             "the data are conversations but the base model's tokenizer has no chat template; "
-            "choose a chat model in prepare.base_model, or give prompts as plain text"
+            "set prepare.chat_template to plain, choose a chat model in prepare.base_model, or give prompts as text"
         )
     texts: dict[str, str] = {}
     for key, prompt in prompts.items():
