@@ -36,9 +36,9 @@ _GATES = {
 def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
     """The values of a params file, shrunk."""
     params = YAML(typ="safe", pure=True).load(source.read_text(encoding="utf-8"))
-    world = params["prepare"]["world"]
-    _shrink(world, _WORLD)
-    _shrink(world["pretraining"], _PRETRAINING)
+    if world := params["prepare"]["world"]:
+        _shrink(world, _WORLD)
+        _shrink(world["pretraining"], _PRETRAINING)
     params["validate"] |= _GATES
     for section in (params["sft"], params["reward"], *params["policies"].values()):
         _shrink(section, _TRAINING)

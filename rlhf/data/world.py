@@ -184,7 +184,7 @@ def _believed_values(start: int, steps: Sequence[tuple[str, int]], misconception
     return values
 
 
-DRILLS_PER_LINE = 5
+DRILLS_PER_LINE = 8
 
 
 def make_drills(world: WorldParams, rng: random.Random) -> list[tuple[str, str]]:
