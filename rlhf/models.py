@@ -53,18 +53,20 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
 
 
 def load_causal(folder: Path | str, precision: str = "fp32", adapter: AdapterParams | None = None) -> PreTrainedModel:
-    """The language model of a folder, in evaluation mode, quantised if `adapter` says so. Raises UserError."""
+    """The language model of a folder, in evaluation mode, in fp32; frozen under an adapter in fewer bits if so wished.
+
+    Raises UserError where the folder holds none, or this machine cannot quantise.
+    """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, folder, precision, quantization_config=quantisation(adapter)).eval()
+    return _load(AutoModelForCausalLM, folder, precision, adapter).eval()
 
 
 def load_scorer(folder: Path | str, precision: str = "fp32", adapter: AdapterParams | None = None) -> PreTrainedModel:
-    """A model with one score per text; a causal folder gets a fresh head. Raises UserError where there is none."""
+    """A model with one score per text, loaded like a language model; a causal folder gets a fresh head."""
     from transformers import AutoModelForSequenceClassification
 
-    settings = {"num_labels": 1, "quantization_config": quantisation(adapter)}
-    return _load(AutoModelForSequenceClassification, folder, precision, **settings).eval()
+    return _load(AutoModelForSequenceClassification, folder, precision, adapter, num_labels=1).eval()
 
 
 def quantisation(adapter: AdapterParams | None) -> BitsAndBytesConfig | None:
@@ -89,12 +91,14 @@ def quantisation(adapter: AdapterParams | None) -> BitsAndBytesConfig | None:
     )
 
 
-def _load(auto_class: Any, folder: Path | str, precision: str, **settings: Any) -> Any:
+def _load(auto_class: Any, folder: Path | str, precision: str, adapter: AdapterParams | None, **settings: Any) -> Any:
     import torch
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    # Weights that are trained stay in fp32: bf16 would round most updates away.
+    dtype = torch.bfloat16 if precision == "bf16" and adapter else torch.float32
+    quantised = quantisation(adapter)
     try:
-        model = auto_class.from_pretrained(folder, dtype=dtype, **settings)
+        model = auto_class.from_pretrained(folder, dtype=dtype, quantization_config=quantised, **settings)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder} is no model that transformers can load ({_first_line(error)}); "
@@ -174,6 +178,8 @@ def merge_adapter(model: Any, sample: dict[str, Any]) -> PreTrainedModel:
 
 def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[str, Any]:
     """Arguments common to all of TRL's configurations; every default that bites is set."""
+    import torch
+
     return {
         "output_dir": str(folder),
         "seed": seed,
@@ -187,6 +193,8 @@ def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[s
         "per_device_eval_batch_size": section.batch_size,
         "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "activation_checkpointing": section.gradient_checkpointing,
+        # Said aloud, or the trainer refuses bf16 without a GPU.
+        "use_cpu": not torch.cuda.is_available(),
         "bf16": section.precision == "bf16",
         "report_to": "none",
         "save_strategy": "no",

@@ -177,7 +177,7 @@ def load_fresh_scorer(job: Job, section: RewardParams) -> Any:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # else a warning that the head is missing, which it must be
     try:
-        model: Any = load_scorer(job.start, adapter=section.adapter)
+        model: Any = load_scorer(job.start, section.precision, section.adapter)
     finally:
         transformers.logging.set_verbosity(verbosity)
     model.config.pad_token_id = job.tokenizer.pad_token_id

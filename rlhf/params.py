@@ -165,7 +165,10 @@ class AdapterParams(Section):
 
 
 class TrainingParams(Section):
-    """What every gradient descent needs."""
+    """What every gradient descent needs.
+
+    `precision: bf16` computes in bf16. Weights that are trained stay in fp32; those frozen under an adapter do not.
+    """
 
     learning_rate: LearningRate
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -281,6 +284,8 @@ class PPOParams(TrainingParams, SamplingParams):
     def _fits_together(self) -> PPOParams:
         if self.adapter and self.adapter.quantise:
             raise ValueError("ppo does not train over a quantised base model; set adapter.quantise to null")
+        if self.precision == "bf16" and self.adapter is None:
+            raise ValueError("ppo trains all weights in fp32 only; set precision to fp32, or use an adapter")
         if self.batch_size % (self.minibatches * self.gradient_accumulation_steps):
             raise ValueError(
                 f"batch_size {self.batch_size} is not divisible by minibatches × gradient_accumulation_steps "

@@ -95,12 +95,12 @@ def fold_adapter(
 ) -> PreTrainedModel:
     """The trained model without an adapter: merged, the logits on `sample` checked; a full model as it is.
 
-    A quantised base would round the merged weights, so the adapter moves to the unquantised base that `reload` loads.
+    A base in fewer bits than fp32 would round the merged weights, so the adapter moves to the one that `reload` loads.
     """
     model.eval()
     if adapter is None:
         return model
-    if adapter.quantise:
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             model = PeftModel.from_pretrained(reload(), folder)
@@ -112,4 +112,4 @@ def finished_policy(model: Any, section: TrainingParams, start: Path, tokenizer:
     """The trained policy as it is saved: without an adapter. `start` is the model that training began with."""
     encoded = tokenizer("1 + 1 = 2", return_tensors="pt")
     sample = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-    return fold_adapter(model, section.adapter, sample, lambda: load_causal(start, section.precision))
+    return fold_adapter(model, section.adapter, sample, lambda: load_causal(start))

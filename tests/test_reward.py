@@ -139,9 +139,10 @@ def test_four_small_batches_equal_one_large(tmp_path: Path, start: Path, objecti
         torch.testing.assert_close(large[name], small[name], atol=2e-4, rtol=1e-3)
 
 
-def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, start: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, start: Path, precision: str) -> None:
     adapter = AdapterParams(rank=4, alpha=8, dropout=0.0, target_modules="all-linear", quantise=None)
-    train(tmp_path, start, make_section(adapter=adapter))
+    train(tmp_path, start, make_section(adapter=adapter, precision=precision))
     merged: Any = load_scorer(tmp_path / "model")
     assert not (tmp_path / "model" / "adapter_config.json").exists()
     assert merged.score.weight.abs().max() > 0

@@ -123,8 +123,9 @@ def test_four_small_batches_equal_one_large(tmp_path: Path, base: Path) -> None:
         torch.testing.assert_close(large[name], small[name], atol=1e-4, rtol=1e-3)
 
 
-def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, base: Path) -> None:
-    metrics = train(tmp_path, base, make_section(adapter=LORA))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_adapter_is_merged_into_the_saved_model(tmp_path: Path, base: Path, precision: str) -> None:
+    metrics = train(tmp_path, base, make_section(adapter=LORA, precision=precision))
     assert metrics["held_out_loss"] < metrics["held_out_loss_before"]
     assert not (tmp_path / "model" / "adapter_config.json").exists()
     merged = load_causal(tmp_path / "model")

@@ -35,7 +35,7 @@ def train_dpo(params: DPOParams, files: PolicyFiles, seed: int, log: Log) -> Pre
         trainer = DPOTrainer(
             model=load_causal(files.sft, params.precision, params.adapter),
             # An adapter needs no second model: switched off, it is the reference.
-            ref_model=None if params.adapter else load_causal(files.sft, params.precision),
+            ref_model=None if params.adapter else load_causal(files.sft),
             args=_configuration(params, seed, Path(folder)),
             train_dataset=Dataset.from_list(
                 [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]

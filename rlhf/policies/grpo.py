@@ -55,7 +55,8 @@ def _configuration(params: GRPOParams, weights: list[float], seed: int, folder: 
         max_completion_length=params.max_new_tokens,
         temperature=params.temperature,
         reward_weights=weights,
-        model_init_kwargs={"dtype": "float32" if params.precision == "fp32" else "bfloat16"},
+        # Weights that are trained stay in fp32.
+        model_init_kwargs={"dtype": "bfloat16" if params.adapter and params.precision == "bf16" else "float32"},
     )
 
 

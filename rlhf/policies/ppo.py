@@ -90,7 +90,7 @@ class Models:
 
 def load_models(params: PPOParams, files: PolicyFiles) -> Models:
     """Policy from the SFT model; critic from the reward model where there is one, with a fresh zero head."""
-    policy = load_causal(files.sft, params.precision)
+    policy = load_causal(files.sft, params.precision, params.adapter)
     start = files.reward if params.rewards.reward_model else files.sft
     critic = load_critic(start, policy.dtype)
     reference = None
@@ -100,7 +100,7 @@ def load_models(params: PPOParams, files: PolicyFiles) -> Models:
         policy = get_peft_model(policy, lora_config(params.adapter, "CAUSAL_LM"))
         critic = get_peft_model(critic, lora_config(params.adapter, "TOKEN_CLS"))
     else:
-        reference = load_causal(files.sft, params.precision).requires_grad_(False)
+        reference = load_causal(files.sft).requires_grad_(False)
     if params.gradient_checkpointing:
         for model in (policy, critic):
             model.gradient_checkpointing_enable()
