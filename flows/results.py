@@ -153,5 +153,5 @@ def show(paths: Paths, state: State[Any]) -> None:
             table.add_row(*row.values())
         Console(width=max(Console().width, _WIDTH)).print(table)
     print(f"answers side by side  {REPORT}")
-    print("runs and models       make ui, then http://127.0.0.1:5000 (MLflow) and http://127.0.0.1:4200 (Prefect)")
+    print("runs and models       make ui: MLflow on http://127.0.0.1:5000, Prefect on http://127.0.0.1:4200")
     print("figures and curves    dvc metrics show, dvc plots show")

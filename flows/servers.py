@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.errors import UserError
-from tasks.paths import Paths
+from tasks.paths import EXPERIMENT, Paths
 from tasks.processes import Process, StoppedError, run_process, start_keeper, stop_processes
 
 HOST = "127.0.0.1"
@@ -74,13 +75,26 @@ def serve(servers: list[Server], folder: Path) -> int:
         try:
             for future, server in running.items():
                 if wait_until_up(server, future):
-                    print(f"{server.name:8s}{server.address}", flush=True)
+                    print(f"{server.name:8s}{start_page(server)}", flush=True)
             print("Ctrl-C ends them", flush=True)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
         finally:
             stop_processes()
     print(f"{running[done.pop()].name} has ended by itself", file=sys.stderr)
     return 1
+
+
+def start_page(server: Server) -> str:
+    """Where a person begins: in MLflow our runs, as its own front page is about agents; else the front page."""
+    if server.name != "MLflow":
+        return server.address
+    question = f"{server.address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
+    try:
+        with urllib.request.urlopen(question, timeout=10) as answer:
+            number = json.load(answer)["experiment"]["experiment_id"]
+    except OSError:  # nothing has run yet
+        return server.address
+    return f"{server.address}/#/experiments/{number}?workflowType=machine_learning"
 
 
 def check_port(server: Server) -> None:

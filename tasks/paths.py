@@ -10,6 +10,9 @@ from typing import Literal
 KINDS: tuple[Literal["sft", "preferences", "prompts"], ...] = ("sft", "preferences", "prompts")
 """The kinds of data, each a folder with `train.jsonl` and `test.jsonl`."""
 
+EXPERIMENT = "alignflow"
+"""Where MLflow keeps the runs."""
+
 
 @dataclass(frozen=True)
 class Paths:

@@ -12,7 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +286,24 @@ def test_a_port_in_use_is_named_with_the_way_out(tmp_path: Path, monkeypatch: py
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {port} for Prefect .*make ui PREFECT_PORT="):
             servers.open_interfaces(Paths(tmp_path), _free_port(), port)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_mlflow_opens_at_our_runs_once_there_are_some(there: bool) -> None:
+    class Store(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if there and "experiment_name=alignflow" in self.path else 404)
+            self.end_headers()
+            self.wfile.write(b'{"experiment": {"experiment_id": "7"}}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer((servers.HOST, 0), Store) as store:
+        threading.Thread(target=store.serve_forever).start()
+        page = servers.start_page(servers.Server("MLflow", store.server_port, [], "/health"))
+        store.shutdown()
+    assert page.endswith("/#/experiments/7?workflowType=machine_learning" if there else f":{store.server_port}")
 
 
 def _free_port() -> int:

@@ -2,6 +2,6 @@
 
 from tasks.tracking.lineage import Group, Stage, flow_environment
 from tasks.tracking.recording import tracked_run
-from tasks.tracking.store import EXPERIMENT, ensure_store, tracking_uri
+from tasks.tracking.store import ensure_store, tracking_uri
 
-__all__ = ["EXPERIMENT", "Group", "Stage", "ensure_store", "flow_environment", "tracked_run", "tracking_uri"]
+__all__ = ["Group", "Stage", "ensure_store", "flow_environment", "tracked_run", "tracking_uri"]

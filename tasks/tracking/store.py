@@ -8,14 +8,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.paths import Paths
+from tasks.paths import EXPERIMENT, Paths
 from tasks.tracking.lineage import Group
 from tasks.tracking.spool import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT = "alignflow"
 _SQLITE = "sqlite:///"
 
 
