@@ -57,6 +57,7 @@ def edited(tmp_path):
         ("reward.noise_rate", 0.5, r"reward\.noise_rate is 0\.5; input should be less than 0\.5"),
         ("policies.dpo.algorithm", "dpoo", r"policies\.dpo.*dpoo"),
         ("policies.ppo.batch_size", 33, r"policies\.ppo: batch_size 33 is not divisible by minibatches"),
+        ("policies.ppo.precision", "bf16", r"policies\.ppo: ppo trains all weights in fp32 only; set precision"),
         ("policies.grpo.group_size", 1, r"policies\.grpo\.group_size is 1"),
         ("policies.grpo.group_size", 7, r"not divisible by group_size 7"),
         ("policies.ppo.rewards", {}, r"policies\.ppo\.rewards: no reward is named"),
