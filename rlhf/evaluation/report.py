@@ -85,11 +85,11 @@ def _draw_panel(axis: Axes, kl: dict[str, Estimate], rewards: dict[str, Estimate
     for number, (policy, reward) in enumerate(rewards.items()):
         x, colour = kl[policy], f"C{number}"
         bars = {"xerr": _bars(x), "yerr": _bars(reward), "fmt": "s" if policy == SFT else "o"}
-        axis.errorbar(x.mean, reward.mean, **bars, color=colour, capsize=3, elinewidth=1.2, markersize=7, zorder=3)
-        place = {"textcoords": "offset points", "xytext": (8, 7), "fontweight": "bold", "zorder": 4}
-        axis.annotate(policy, (x.mean, reward.mean), color=colour, **place)
+        looks = {"color": colour, "capsize": 3, "elinewidth": 1.2, "markersize": 7, "zorder": 3}
+        axis.errorbar(x.mean, reward.mean, **bars, **looks, label=policy)
     axis.axhline(rewards[SFT].mean, color="0.6", linewidth=1, linestyle=":", zorder=1)
     axis.margins(x=0.18, y=0.18)
+    axis.legend(frameon=False)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
