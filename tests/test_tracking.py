@@ -308,6 +308,20 @@ def test_an_event_that_mlflow_refuses_is_given_up_and_the_rest_arrives(paths: Pa
     assert "gone.png" in runs["sft"].data.tags["alignflow.lost.artifact"]
 
 
+def test_of_two_values_in_one_millisecond_the_last_is_the_latest(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool.time, "time", lambda: 1_700_000_000.0)
+    journal = spool.Journal(paths.state / "spool" / "one")
+    journal.write("start", {"name": "sft", "group": {"key": "k", "name": "flow"}, "tags": {}, "params": {}})
+    for value in (0.5, 0.25):
+        journal.write("metrics", {"values": {"sft/loss": value}, "step": 2})
+    journal.write("end", {"status": "FINISHED", "error": None})
+    journal.close()
+
+    shipping.ship_pending(paths)
+    _, runs = _runs(paths)
+    assert runs["sft"].data.metrics == {"sft/loss": 0.25}
+
+
 def test_a_file_that_changed_before_it_was_sent_is_left_out(paths: Paths) -> None:
     (paths.root / "figure.txt").write_text("a later run's")
     journal = spool.Journal(paths.state / "spool" / "one")

@@ -35,6 +35,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
 class Journal:
     """The events of one run in order, each a line of JSON with `kind` and `time` (milliseconds).
 
+    No two events have one time: of two values of a metric at one step and time MLflow takes the larger for the latest.
     Writing needs no server and no MLflow. A writer holds a lock, so that others can tell a run that
     goes on from one whose process died.
     """
@@ -43,14 +44,16 @@ class Journal:
         folder.mkdir(parents=True)
         self.folder = folder
         self._mutex = threading.Lock()
+        self._time = 0
         self._writer = (folder / WRITER).open("ab")
         fcntl.flock(self._writer, fcntl.LOCK_EX)
         self._events = (folder / EVENTS).open("ab", buffering=0)
 
     def write(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Append one event. Raises OSError where the disk takes no more."""
-        line = json.dumps({"kind": kind, "time": int(time.time() * 1000), **fields}) + "\n"
         with self._mutex:
+            self._time = max(int(time.time() * 1000), self._time + 1)
+            line = json.dumps({"kind": kind, "time": self._time, **fields}) + "\n"
             self._events.write(line.encode())
 
     def close(self) -> None:
