@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.formats import Row, completion_text, is_conversational, render_prompt
-from rlhf.errors import UserError
+from rlhf.data.formats import Row, apply_template, completion_text, is_conversational, render_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +30,6 @@ def encode_demonstration(tokenizer: Any, row: Row, max_length: int) -> Demonstra
     The loss starts at the first token that differs from those of the prompt alone: where the last token of the
     prompt merges with the first of the completion, the merged one counts as completion.
     """
-    _check_template(tokenizer, row["prompt"])
     prompt_ids = _tokenize(tokenizer, row["prompt"], render_prompt(tokenizer, row["prompt"]))
     ids = _encode_ended(tokenizer, row["prompt"], row["completion"])
     start = 0
@@ -46,16 +44,7 @@ def encode_answer(tokenizer: Any, prompt: Any, answer: Any) -> list[int]:
 
     `answer` is a text or a list of messages; a text that answers a conversational prompt is the assistant's turn.
     """
-    _check_template(tokenizer, prompt)
     return _encode_ended(tokenizer, prompt, answer)
-
-
-def _check_template(tokenizer: Any, prompt: Any) -> None:
-    if is_conversational(prompt) and tokenizer.chat_template is None:
-        raise UserError(
-            "prompts are lists of messages but the tokenizer has no chat template; "
-            "set prepare.chat_template to plain, or use text prompts or another base model"
-        )
 
 
 def _encode_ended(tokenizer: Any, prompt: Any, answer: Any) -> list[int]:
@@ -71,7 +60,7 @@ def _render(tokenizer: Any, prompt: Any, answer: Any) -> str:
     if not is_conversational(prompt):
         return prompt + completion_text(answer)
     messages = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template([*prompt, *messages], tokenize=False)
+    return apply_template(tokenizer, [*prompt, *messages])
 
 
 def _tokenize(tokenizer: Any, prompt: Any, text: str) -> list[int]:
@@ -81,10 +70,15 @@ def _tokenize(tokenizer: Any, prompt: Any, text: str) -> list[int]:
 
 def pad_batch(sequences: Sequence[Sequence[int]], padding: int) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask`, both (batch, longest), padded on the right."""
+    return {
+        "input_ids": pad_right(sequences, padding),
+        "attention_mask": pad_right([[1] * len(ids) for ids in sequences], 0),
+    }
+
+
+def pad_right(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """(batch, longest): each sequence followed by as many `value` as it is shorter than the longest."""
     import torch
 
-    longest = max(len(ids) for ids in sequences)
-    return {
-        "input_ids": torch.tensor([[*ids, *[padding] * (longest - len(ids))] for ids in sequences]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in sequences]),
-    }
+    longest = max(len(numbers) for numbers in sequences)
+    return torch.tensor([[*numbers, *[value] * (longest - len(numbers))] for numbers in sequences])

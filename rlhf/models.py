@@ -52,27 +52,39 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal(folder: Path | str, precision: str = "fp32", adapter: AdapterParams | None = None) -> PreTrainedModel:
-    """The language model of a folder, in evaluation mode, in fp32; frozen under an adapter in fewer bits if so wished.
+def load_causal(folder: Path | str, section: TrainingParams | None = None) -> PreTrainedModel:
+    """The language model of a folder, in evaluation mode: to train as `section` says, else in fp32.
 
     Raises UserError where the folder holds none, or this machine cannot quantise.
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, folder, precision, adapter).eval()
+    return _load(AutoModelForCausalLM, folder, section).eval()
 
 
-def load_scorer(folder: Path | str, precision: str = "fp32", adapter: AdapterParams | None = None) -> PreTrainedModel:
+def load_scorer(folder: Path | str, section: TrainingParams | None = None) -> PreTrainedModel:
     """A model with one score per text, loaded like a language model; a causal folder gets a fresh head."""
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, folder, precision, adapter, num_labels=1).eval()
+    return _load(AutoModelForSequenceClassification, folder, section, num_labels=1).eval()
 
 
-def quantisation(adapter: AdapterParams | None) -> BitsAndBytesConfig | None:
-    """How an adapter's base model is quantised (QLoRA), None for not at all. Raises UserError where it cannot be."""
-    if adapter is None or adapter.quantise is None:
-        return None
+def weight_settings(section: TrainingParams | None) -> dict[str, Any]:
+    """`dtype` and quantisation (QLoRA) in which a model to train is loaded; without a section, fp32.
+
+    Only what is frozen under an adapter has fewer bits: bf16 would round most updates of trained weights away.
+    Raises UserError where this machine cannot quantise.
+    """
+    adapter = section.adapter if section else None
+    settings: dict[str, Any] = {
+        "dtype": "bfloat16" if section and adapter and section.precision == "bf16" else "float32"
+    }
+    if adapter and adapter.quantise:
+        settings["quantization_config"] = _quantisation(adapter.quantise)
+    return settings
+
+
+def _quantisation(kind: str) -> BitsAndBytesConfig:
     import importlib.util
 
     import torch
@@ -80,25 +92,21 @@ def quantisation(adapter: AdapterParams | None) -> BitsAndBytesConfig | None:
 
     if importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available():
         raise UserError(
-            f"adapter.quantise is {adapter.quantise!r} but this machine lacks a CUDA device or the package "
+            f"adapter.quantise is {kind!r} but this machine lacks a CUDA device or the package "
             "bitsandbytes; install it there, or set adapter.quantise to null"
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=adapter.quantise,
+        bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
 
 
-def _load(auto_class: Any, folder: Path | str, precision: str, adapter: AdapterParams | None, **settings: Any) -> Any:
-    import torch
-
-    # Weights that are trained stay in fp32: bf16 would round most updates away.
-    dtype = torch.bfloat16 if precision == "bf16" and adapter else torch.float32
-    quantised = quantisation(adapter)
+def _load(auto_class: Any, folder: Path | str, section: TrainingParams | None, **settings: Any) -> Any:
+    settings |= weight_settings(section)
     try:
-        model = auto_class.from_pretrained(folder, dtype=dtype, quantization_config=quantised, **settings)
+        model = auto_class.from_pretrained(folder, **settings)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder} is no model that transformers can load ({_first_line(error)}); "

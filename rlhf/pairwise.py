@@ -21,7 +21,7 @@ from rlhf.curves import Log
 from rlhf.encoding import pad_batch
 from rlhf.models import load_scorer, lora_config, save_model, set_determinism, trainer_settings
 from rlhf.pairs import Pairs, read_batch, score_margins
-from rlhf.params import AdapterParams, RewardParams
+from rlhf.params import RewardParams
 from rlhf.selective import mass_schedule, selective_loss
 from rlhf.training import CurveReporter, evaluation_steps, fold_adapter
 
@@ -155,7 +155,7 @@ class Job:
 def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[Any, Ledger]:
     """Train one score model, fold its adapter, save it, and return it with the ledger of its training pairs."""
     set_determinism(seed)
-    model = load_fresh_scorer(job, section.precision, section.adapter)
+    model = load_fresh_scorer(job, section)
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(section, seed, Path(folder))
         trainer = _build_trainer(section, job, model, settings)
@@ -172,12 +172,12 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
     return merged, trainer.ledger
 
 
-def load_fresh_scorer(job: Job, precision: str = "fp32", adapter: AdapterParams | None = None) -> Any:
+def load_fresh_scorer(job: Job, section: RewardParams | None = None) -> Any:
     """The starting model with a score head of zeros: no answer is preferred before a label has been seen."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # else a warning that the head is missing, which it must be
     try:
-        model: Any = load_scorer(job.start, precision, adapter)
+        model: Any = load_scorer(job.start, section)
     finally:
         transformers.logging.set_verbosity(verbosity)
     model.config.pad_token_id = job.tokenizer.pad_token_id

@@ -127,11 +127,15 @@ class PrepareParams(Section):
     world: WorldParams | None
     data: DataParams
 
+    @property
+    def world_users(self) -> list[str]:
+        """The keys that say `world`."""
+        users = ["prepare.base_model"] if self.base_model == "world" else []
+        return users + [f"prepare.data.{kind}" for kind, source in self.data if isinstance(source, WorldSource)]
+
     @model_validator(mode="after")
     def _world_there(self) -> PrepareParams:
-        users = ["prepare.base_model"] if self.base_model == "world" else []
-        users += [f"prepare.data.{kind}" for kind, source in self.data if isinstance(source, WorldSource)]
-        if users and self.world is None:
+        if self.world is None and (users := self.world_users):
             raise ValueError(f"world is null but {users[0]} comes from it; give its values as params.yaml does")
         return self
 

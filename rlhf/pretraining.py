@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rlhf.curves import Log
-from rlhf.encoding import IGNORED
+from rlhf.encoding import IGNORED, pad_right
 from rlhf.models import set_determinism
 from rlhf.params import PretrainingParams
 
@@ -102,17 +102,8 @@ def text_batches(
             near = sorted(order[start : start + window], key=lambda index: len(texts[index][0]))
             batches = [near[first : first + size] for first in range(0, len(near), size)]
             for chosen in torch.randperm(len(batches), generator=generator).tolist():
-                yield _padded([texts[index] for index in batches[chosen]], padding)
-
-
-def _padded(texts: Sequence[Text], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    longest = max(len(ids) for ids, _ in texts)
-    return (
-        torch.tensor([ids + [padding] * (longest - len(ids)) for ids, _ in texts]),
-        torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in texts]),
-    )
+                ids, labels = zip(*(texts[index] for index in batches[chosen]), strict=True)
+                yield pad_right(ids, padding), pad_right(labels, IGNORED)
 
 
 def pretrain(

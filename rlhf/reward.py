@@ -115,9 +115,7 @@ def _estimate_noise(section: RewardParams, start: Path, train: Pairs, seed: int)
     """The estimate on embeddings of the untrained model; None where it fails but is not needed."""
     job = Job(start, load_tokenizer(start), train, None, 0.0, start)
     sample = train.sample(ESTIMATION_PAIRS, seed)
-    differences = embed_differences(
-        load_fresh_scorer(job, section.precision, section.adapter), sample, section.batch_size
-    )
+    differences = embed_differences(load_fresh_scorer(job, section), sample, section.batch_size)
     try:
         return estimate_noise_rate(*orient_pairs(differences, seed), sample.prompts, seed)
     except UserError as error:

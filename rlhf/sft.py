@@ -61,7 +61,7 @@ def train_sft(section: SFTParams, files: SFTFiles, seed: int, log: Log) -> dict[
     recorder = CurveRecorder(log)
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(section, seed, Path(folder))
-        model = load_causal(files.base, section.precision, section.adapter)
+        model = load_causal(files.base, section)
         trainer = _build_trainer(section, settings, (train, test), (model, tokenizer))
         trainer.add_callback(CurveReporter(recorder))
         stopping = EarlyStopping(trainer.model, section.evaluations, section.patience)

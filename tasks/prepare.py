@@ -16,7 +16,7 @@ WORLD = "world"
 def run(params: Params, paths: Paths, log: Log) -> None:
     """Write training and test rows of each kind, and the base model with its tokenizer."""
     section = params.prepare
-    world = make_world(section.world, params.seed) if section.world else None
+    world = make_world(section.world, params.seed) if section.world and section.world_users else None
     counts: dict[str, int] = {}
     for kind in KINDS:
         train, test = _rows_of(kind, getattr(section.data, kind), world, params, paths)

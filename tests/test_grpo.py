@@ -11,6 +11,7 @@ from rlhf.params_file import load_params
 from rlhf.policies import grpo as algorithm
 from rlhf.policies import train_policy
 from rlhf.scoring import Reward
+from tests.tiny import share_of_letters
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,9 +27,6 @@ def reward_with(monkeypatch, function):
 
 
 def test_the_policy_learns_what_is_rewarded(params, policy_files, monkeypatch):
-    def share_of_letters(prompts, completions, **columns):
-        return [sum("a" <= letter <= "z" for letter in text) / max(1, len(text)) for text in completions]
-
     reward_with(monkeypatch, share_of_letters)
     section = params.model_copy(update={"steps": 60, "batch_size": 32, "learning_rate": 0.02, "beta": 0.0})
     curves = CurveRecorder(no_log)

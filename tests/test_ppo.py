@@ -14,6 +14,7 @@ from rlhf.params_file import load_params
 from rlhf.policies import ppo as algorithm
 from rlhf.policies import train_policy
 from rlhf.training import finished_policy
+from tests.tiny import share_of_letters
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,10 +128,6 @@ def test_an_unended_answer_is_penalised_and_scores_are_clipped(params, policy_fi
 
 def test_the_policy_learns_what_is_rewarded(params, policy_files, monkeypatch):
     """A reward for small Latin letters: after a few rollouts most of what the policy writes are such letters."""
-
-    def share_of_letters(prompts, completions, **columns):
-        return [sum("a" <= letter <= "z" for letter in text) / max(1, len(text)) for text in completions]
-
     reward = algorithm.Reward("letters", share_of_letters, 1.0)
     monkeypatch.setattr(algorithm, "build_rewards", lambda *_: [reward])
     section = params.model_copy(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlhf.curves import CurveRecorder, no_log
+from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer, save_model
 from rlhf.params import AdapterParams
 from rlhf.params_file import load_params
@@ -42,3 +43,13 @@ def test_a_policy_trains(policy_files, tmp_path, name):
     curves = CurveRecorder(no_log)
     check(train_policy(small(PARAMS.policies[name]), policy_files, 0, curves), policy_files.sft, tmp_path / name)
     assert curves.rows
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device may quantise")
+@pytest.mark.parametrize("name", ["dpo", "grpo"])
+def test_a_machine_that_cannot_quantise_says_so(policy_files, name):
+    section = small(PARAMS.policies[name]).model_copy(
+        update={"adapter": ADAPTER.model_copy(update={"quantise": "nf4"})}
+    )
+    with pytest.raises(UserError, match="set adapter.quantise to null"):
+        train_policy(section, policy_files, 0, no_log)

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rlhf.errors import UserError
+
 Row = dict[str, Any]
 TRUTH = "truth_"
 """Columns with this prefix are known only because the data was made or judged by experts: evaluation may read them."""
@@ -57,7 +59,17 @@ def render_prompt(tokenizer: Any, prompt: Any) -> str:
     """The text a policy continues: the prompt itself, or the chat template up to the assistant's turn."""
     if not is_conversational(prompt):
         return prompt
-    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return apply_template(tokenizer, prompt, add_generation_prompt=True)
+
+
+def apply_template(tokenizer: Any, messages: list[Any], **options: Any) -> str:
+    """The messages as one text. Raises UserError where the tokenizer has no chat template."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            "the data are conversations but the base model's tokenizer has no chat template; "
+            "set prepare.chat_template to plain, choose a chat model in prepare.base_model, or give prompts as text"
+        )
+    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
 
 def completion_text(completion: Any) -> str:

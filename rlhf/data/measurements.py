@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.formats import Row, is_conversational, render_prompt, row_id
+from rlhf.data.formats import Row, render_prompt, row_id
 from rlhf.data.sources import REQUIRED
-from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,11 +147,6 @@ def _render(prompts: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict
     """The text of every prompt by its key; a conversation that the template refuses is left out."""
     from jinja2 import TemplateError
 
-    if not tokenizer.chat_template and any(is_conversational(prompt) for prompt in prompts.values()):
-        raise UserError(
-            "the data are conversations but the base model's tokenizer has no chat template; "
-            "set prepare.chat_template to plain, choose a chat model in prepare.base_model, or give prompts as text"
-        )
     texts: dict[str, str] = {}
     for key, prompt in prompts.items():
         try:

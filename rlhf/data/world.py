@@ -171,17 +171,14 @@ def draw_stories(world: WorldParams, rng: random.Random, taken: set[str]) -> lis
     return [problem for problem in drawn if problem.text not in taken]
 
 
-def _believed_values(start: int, steps: Sequence[tuple[str, int]], misconceptions: float) -> list[int]:
-    """The quantity after each step by a schoolbook that is off by one, always alike, in a share of its facts.
+def _believed_value(value: int, operation: str, operand: int, misconceptions: float) -> int:
+    """What a step makes of a quantity by a schoolbook that is off by one, always alike, in a share of its facts.
 
     What the base model firmly believes and demonstrations contradict is the headroom of alignment.
     """
-    values = [start]
-    for operation, operand in steps:
-        fact = random.Random(f"{values[-1]}{operation}{operand}")
-        slip = fact.choice((-1, 1)) if fact.random() < misconceptions else 0
-        values.append(apply_operation(values[-1], operation, operand) + slip)
-    return values
+    fact = random.Random(f"{value}{operation}{operand}")
+    slip = fact.choice((-1, 1)) if fact.random() < misconceptions else 0
+    return apply_operation(value, operation, operand) + slip
 
 
 DRILLS_PER_LINE = 8
@@ -193,14 +190,17 @@ def make_drills(world: WorldParams, rng: random.Random) -> list[tuple[str, str]]
     for _ in range(0, world.pretraining.drills, DRILLS_PER_LINE):
         values, steps = [rng.randint(1, world.largest_number)], []
         while len(steps) < DRILLS_PER_LINE and 1 <= values[-1] <= world.largest_number:
-            steps.append(draw_step(values[-1], world.largest_number, rng))
-            values = _believed_values(values[0], steps, world.pretraining.misconceptions)
+            operation, operand = draw_step(values[-1], world.largest_number, rng)
+            steps.append((operation, operand))
+            values.append(_believed_value(values[-1], operation, operand, world.pretraining.misconceptions))
         lines.append(("", "".join(write_equations(values[0], steps, values))))
     return lines
 
 
 def write_solution(problem: Problem, language: Language, misconceptions: float) -> tuple[str, str]:
     """What a base model is pretrained on: the story, and apart from it equations and solution without any tags."""
-    values = _believed_values(problem.start, problem.steps, misconceptions)
+    values = [problem.start]
+    for operation, operand in problem.steps:
+        values.append(_believed_value(values[-1], operation, operand, misconceptions))
     equations = write_equations(problem.start, problem.steps, values)
     return problem.text, f"{''.join(equations)} {language.solution.format(n=values[-1])}"

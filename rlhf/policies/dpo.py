@@ -33,7 +33,7 @@ def train_dpo(params: DPOParams, files: PolicyFiles, seed: int, log: Log) -> Pre
     rows = settle_contradictions(rows, params, files, log)
     with tempfile.TemporaryDirectory() as folder:
         trainer = DPOTrainer(
-            model=load_causal(files.sft, params.precision, params.adapter),
+            model=load_causal(files.sft, params),
             # An adapter needs no second model: switched off, it is the reference.
             ref_model=None if params.adapter else load_causal(files.sft),
             args=_configuration(params, seed, Path(folder)),

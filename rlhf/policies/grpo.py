@@ -13,7 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rlhf.curves import Log
 from rlhf.data.formats import training_rows
-from rlhf.models import load_tokenizer, lora_config, set_determinism, trainer_settings
+from rlhf.models import load_tokenizer, lora_config, set_determinism, trainer_settings, weight_settings
 from rlhf.params import GRPOParams
 from rlhf.policies import PolicyFiles
 from rlhf.scoring import Reward, build_rewards, mixed_reward
@@ -55,8 +55,7 @@ def _configuration(params: GRPOParams, weights: list[float], seed: int, folder: 
         max_completion_length=params.max_new_tokens,
         temperature=params.temperature,
         reward_weights=weights,
-        # Weights that are trained stay in fp32.
-        model_init_kwargs={"dtype": "bfloat16" if params.adapter and params.precision == "bf16" else "float32"},
+        model_init_kwargs=weight_settings(params),
     )
 
 

@@ -90,7 +90,7 @@ class Models:
 
 def load_models(params: PPOParams, files: PolicyFiles) -> Models:
     """Policy from the SFT model; critic from the reward model where there is one, with a fresh zero head."""
-    policy = load_causal(files.sft, params.precision, params.adapter)
+    policy = load_causal(files.sft, params)
     start = files.reward if params.rewards.reward_model else files.sft
     critic = load_critic(start, policy.dtype)
     reference = None
