@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -215,3 +216,45 @@ def test_the_lock_pins_every_dependency_and_nothing_else_than_versions() -> None
         re.split(r"[\[<>=]", name)[0] for name in project["dependencies"] + project["optional-dependencies"]["dev"]
     }
     assert {re.sub(r"[-_.]+", "-", name).lower() for name in wanted} <= locked
+
+
+def test_a_deployment_keeps_its_results_until_the_branch_moves(tmp_path: Path) -> None:
+    origin, home = tmp_path / "origin", tmp_path / "home"
+    home.mkdir()
+    lock = home / "alignflow" / "dvc.lock"
+    _git(tmp_path, "init", "--quiet", "--initial-branch", "main", str(origin))
+    _commit(origin, "first")
+
+    _pull(origin, home)
+    lock.write_text("this clone's")
+    (lock.parent / "untracked").write_text("DVC's cache")
+    _pull(origin, home)
+    assert lock.read_text() == "this clone's"
+    _commit(origin, "second")
+    _pull(origin, home)
+    assert (lock.read_text(), (lock.parent / "untracked").read_text()) == ("second", "DVC's cache")
+
+
+def _pull(origin: Path, home: Path) -> None:
+    """What prefect.yaml has a worker do before a run, but for making the environment."""
+    script = _load("prefect.yaml")["pull"][0]["prefect.deployments.steps.run_shell_script"]["script"]
+    for line in script.replace("{{ $ALIGNFLOW_REPOSITORY }}", str(origin)).splitlines():
+        if not line.startswith("make "):
+            subprocess.run(shlex.split(line), cwd=home, check=True, capture_output=True)
+
+
+def _commit(repository: Path, lock: str) -> None:
+    (repository / "dvc.lock").write_text(lock)
+    _git(repository, "add", "dvc.lock")
+    _git(repository, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", lock)
+
+
+def _git(folder: Path, *words: str) -> None:
+    subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_deployment_names_the_flow() -> None:
+    (deployment,) = _load("prefect.yaml")["deployments"]
+    path, name = deployment["entrypoint"].split(":")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
