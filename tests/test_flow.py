@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
+import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import get_client
@@ -194,6 +196,16 @@ def test_a_stage_that_breaks_down_is_tried_again_but_data_are_not(
     (workspace / f"order-{stage}").write_text("break once", encoding="utf-8")
     assert alignment.main([]) == (0 if tries == 2 else 1)
     assert _ran(workspace).count(stage) == tries
+
+
+def test_a_schedule_becomes_runs(prefect_api: str) -> None:
+    every_night = schedule.read_cron("0 2 * * *", "Europe/Berlin")
+    deployment = alignment.align.to_deployment("scheduled", schedule=every_night).apply()
+    httpx.post(f"{prefect_api}/deployments/{deployment}/schedule", json={"max_runs": 3}).raise_for_status()
+    with get_client(sync_client=True) as client:
+        times = [run.expected_start_time for run in client.read_flow_runs() if run.deployment_id == deployment]
+    assert len(times) >= 3
+    assert {time.astimezone(ZoneInfo("Europe/Berlin")).hour for time in times if time} == {2}
 
 
 def test_artifacts_hold_results_and_links(prefect_api: str, workspace: Path) -> None:
