@@ -122,6 +122,19 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
+def fresh_head_expected() -> Iterator[None]:
+    """Load without transformers' warning that the head is missing, where it must be."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextmanager
 def own_generation_habits_off(model: Any) -> Iterator[None]:
     """Set aside the model's own generation_config: a repetition penalty in it would bend what is measured."""
     from transformers import GenerationConfig

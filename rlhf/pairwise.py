@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
 from torch.nn.functional import softplus
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,7 +18,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from rlhf.curves import Log
 from rlhf.encoding import pad_batch
-from rlhf.models import load_scorer, lora_config, save_model, set_determinism, trainer_settings
+from rlhf.models import fresh_head_expected, load_scorer, lora_config, save_model, set_determinism, trainer_settings
 from rlhf.pairs import Pairs, read_batch, score_margins
 from rlhf.params import RewardParams
 from rlhf.selective import mass_schedule, selective_loss
@@ -174,12 +173,8 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
 
 def load_fresh_scorer(job: Job, section: RewardParams | None = None) -> Any:
     """The starting model with a score head of zeros: no answer is preferred before a label has been seen."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # else a warning that the head is missing, which it must be
-    try:
+    with fresh_head_expected():
         model: Any = load_scorer(job.start, section)
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     model.config.pad_token_id = job.tokenizer.pad_token_id
     torch.nn.init.zeros_(model.score.weight)
     return model

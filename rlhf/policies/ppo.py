@@ -22,6 +22,7 @@ from transformers import (
 from rlhf.curves import Log
 from rlhf.data.formats import Row, render_prompt, training_rows
 from rlhf.models import (
+    fresh_head_expected,
     load_causal,
     load_tokenizer,
     lora_config,
@@ -114,9 +115,10 @@ def load_critic(start: Path, dtype: torch.dtype) -> Any:
     # A critic's dropout would make the values of rollout and update differ by chance.
     config = AutoConfig.from_pretrained(start, num_labels=1)
     config.classifier_dropout = 0.0
-    critic = AutoModelForTokenClassification.from_pretrained(
-        start, config=config, dtype=dtype, ignore_mismatched_sizes=True
-    )
+    with fresh_head_expected():
+        critic = AutoModelForTokenClassification.from_pretrained(
+            start, config=config, dtype=dtype, ignore_mismatched_sizes=True
+        )
     head = critic.get_submodule("score" if hasattr(critic, "score") else "classifier")
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
