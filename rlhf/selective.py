@@ -20,10 +20,10 @@ def transport_plan(cost: torch.Tensor, mass: float) -> torch.Tensor:
         \quad s.t. \quad \gamma \geq 0, \quad \gamma 1 \leq 1/B, \quad \gamma^T 1 \leq 1/B', \quad 1^T \gamma 1 = m
 
     where :math:`C` is the cost and :math:`m` the mass. For :math:`B = B'` and whole :math:`k = m B` this is the
-    k-cardinality assignment problem, solved by adding :math:`B - k` dummy rows and columns of cost 0 that must not
-    meet each other. The least cost is a convex function of :math:`m` with kinks only at whole :math:`k`, therefore a
-    fractional :math:`m B` is solved by mixing the plans of the two whole numbers around it. For :math:`B \neq B'`
-    the linear programme itself is solved.
+    k-cardinality assignment problem, solved by adding :math:`B - k` dummy columns, where a row that is left out goes
+    for a price (see `_assign`). The least cost is a convex function of :math:`m` with kinks only at whole :math:`k`,
+    therefore a fractional :math:`m B` is solved by mixing the plans of the two whole numbers around it. For
+    :math:`B \neq B'` the linear programme itself is solved.
 
     Parameters
     ----------
@@ -90,14 +90,22 @@ def _solve_square(cost: np.ndarray, mass: float) -> np.ndarray:
 
 
 def _assign(cost: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the cheapest `count` pairs that share no row and no column."""
+    """Rows and columns of the cheapest `count` pairs that share no row and no column.
+
+    A row that stays alone pays the `count`-th smallest of the rows' minima p (or of the columns', the larger). Any
+    price up to what one more pair would cost has the same solution, and one more pair costs at least p: of `count` + 1
+    pairs one lies in a row whose minimum is p or more, and without it they are `count` pairs. Where one more costs just
+    p, the solver may return it; the dearest is then the one too many. A price near that limit spares the solver nearly
+    all of its search.
+    """
     size = len(cost)
-    padded = np.zeros((2 * size - count, 2 * size - count))
-    padded[:size, :size] = cost
-    padded[size:, size:] = np.inf
+    minima = (np.partition(cost.min(axis), count - 1)[count - 1] for axis in (0, 1))
+    padded = np.full((size, 2 * size - count), max(minima))
+    padded[:, :size] = cost
     rows, columns = linear_sum_assignment(padded)
-    real = (rows < size) & (columns < size)
-    return rows[real], columns[real]
+    pairs = np.flatnonzero(columns < size)
+    pairs = np.sort(pairs[np.argsort(cost[pairs, columns[pairs]], kind="stable")[:count]])
+    return pairs, columns[pairs]
 
 
 def _solve_rectangular(cost: np.ndarray, mass: float) -> np.ndarray:
