@@ -30,13 +30,14 @@ def read_true_rows(path: Path) -> list[Row]:
     ]
 
 
-def rank_suspects(margins: np.ndarray) -> np.ndarray:
-    """Positions of the pairs from the most to the least suspicious: by the margin at their last visit in training.
+def rank_suspects(margins: np.ndarray, right: np.ndarray | None) -> np.ndarray:
+    """Positions of the pairs from the most to the least suspicious.
 
-    The margin finds wrong labels better than the share of a label that the plans used (docs/methods/selectiverm.md).
-    A pair that was never visited, whose margin is not a number, comes last.
+    By the probability that the label is right, where the objective had it estimated, else by the margin at the last
+    visit in training: both find wrong labels better than the share of a label that the plans used
+    (docs/methods/selectiverm.md). A pair that was never visited, whose margin is not a number, comes last.
     """
-    return np.argsort(margins, kind="stable")
+    return np.argsort(margins if right is None else right, kind="stable")
 
 
 def grade_audit(suspects: np.ndarray, flips: Sequence[bool], noise_rate: float) -> dict[str, float | int | None]:

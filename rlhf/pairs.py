@@ -31,6 +31,15 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def number_answers(self) -> tuple[np.ndarray, list[list[int]]]:
+        """(pairs, 2): which of the distinct answers, returned beside it, is the chosen and which the rejected one."""
+        known: dict[tuple[int, ...], int] = {}
+        places = [
+            [known.setdefault(tuple(ids), len(known)) for ids in both]
+            for both in zip(self.chosen, self.rejected, strict=True)
+        ]
+        return np.array(places, dtype=int).reshape(-1, 2), [list(ids) for ids in known]
+
     def sample(self, count: int, seed: int) -> Pairs:
         """At most `count` pairs drawn without replacement, in their order."""
         chosen = np.random.default_rng(seed).permutation(len(self))[:count]
@@ -120,5 +129,6 @@ def score_margins(model: Any, pairs: Pairs, batch_size: int) -> np.ndarray:
 
 def embed_differences(model: Any, pairs: Pairs, batch_size: int) -> np.ndarray:
     """Embedding of the chosen minus embedding of the rejected answer, (pairs, dimensions)."""
-    _, embeddings = read_answers(model, [*pairs.chosen, *pairs.rejected], batch_size)
-    return embeddings[: len(pairs)] - embeddings[len(pairs) :]
+    places, answers = pairs.number_answers()
+    _, embeddings = read_answers(model, answers, batch_size)
+    return embeddings[places[:, 0]] - embeddings[places[:, 1]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn.functional import softplus
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
@@ -19,38 +17,11 @@ from trl.trainer.reward_trainer import RewardTrainer
 from rlhf.curves import Log
 from rlhf.encoding import pad_batch
 from rlhf.models import fresh_head_expected, load_scorer, lora_config, save_model, set_determinism, trainer_settings
+from rlhf.pair_losses import OBJECTIVES, PairBatch
 from rlhf.pairs import Pairs, read_batch, score_margins
 from rlhf.params import RewardParams
-from rlhf.selective import mass_schedule, selective_loss
+from rlhf.selective import mass_schedule
 from rlhf.training import CurveReporter, evaluation_steps, fold_adapter
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """What an objective sees of one batch; shapes (pairs, dimensions) and (pairs,)."""
-
-    differences: torch.Tensor
-    margins: torch.Tensor
-    mass: float
-    label_weight: float
-    generator: torch.Generator
-
-
-Objective = Callable[[PairBatch], tuple[torch.Tensor, torch.Tensor]]
-"""Batch in; loss and the share of each label that was used, (pairs,), out."""
-
-
-def bradley_terry(batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of -log sigmoid(margin): every label is believed."""
-    return softplus(-batch.margins).mean(), torch.ones_like(batch.margins)
-
-
-def selective(batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels that contradict the predictions on pairs nearby are left out (rlhf.selective)."""
-    return selective_loss(batch.differences, batch.margins, batch.mass, batch.label_weight, batch.generator)
-
-
-OBJECTIVES: dict[str, Objective] = {"bradley_terry": bradley_terry, "selective": selective}
 
 
 @dataclass
@@ -87,6 +58,18 @@ class Ledger:
         return means
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of the training labels beforehand: `doubt` (pairs,) in nats, `believed` (pairs,) yes or no."""
+
+    doubt: np.ndarray
+    believed: np.ndarray
+
+    @classmethod
+    def blank(cls, count: int) -> Verdict:
+        return cls(np.zeros(count), np.ones(count, dtype=bool))
+
+
 class PairwiseTrainer(RewardTrainer):
     """TRL's reward trainer with another loss; the attributes below are set before training."""
 
@@ -95,6 +78,7 @@ class PairwiseTrainer(RewardTrainer):
     padding: int
     generator: torch.Generator
     ledger: Ledger
+    verdict: Verdict
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -107,7 +91,16 @@ class PairwiseTrainer(RewardTrainer):
         margins = chosen_scores - rejected_scores
         section = self.section
         mass = mass_schedule(self.state.epoch or 0.0, section.warmup_epochs, section.ramp_epochs, self.noise_rate)
-        batch = PairBatch(chosen - rejected, margins, mass, section.label_weight, self.generator)
+        batch = PairBatch(
+            chosen - rejected,
+            margins,
+            mass,
+            self.noise_rate,
+            torch.from_numpy(self.verdict.doubt[rows]).to(margins),
+            torch.from_numpy(self.verdict.believed[rows]).to(margins.device),
+            section.label_weight,
+            self.generator,
+        )
         loss, kept = OBJECTIVES[section.objective](batch)
         self.ledger.enter(rows, margins.detach().cpu().numpy(), kept.cpu().numpy(), mass)
         return (loss, {"logits": scores}) if return_outputs else loss
@@ -149,6 +142,7 @@ class Job:
     test: Pairs | None
     noise_rate: float
     model: Path
+    verdict: Verdict | None = None
 
 
 def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[Any, Ledger]:
@@ -161,6 +155,7 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
         trainer.section, trainer.noise_rate, trainer.padding = section, job.noise_rate, job.tokenizer.pad_token_id
         trainer.generator = torch.Generator().manual_seed(seed)
         trainer.ledger = Ledger.blank(len(job.train))
+        trainer.verdict = job.verdict or Verdict.blank(len(job.train))
         trainer.add_callback(CurveReporter(log, trainer.ledger.take_figures))
         if job.test is not None and len(job.test):
             trainer.add_callback(HeldOutCurve(trainer.model, job.test, section, log))

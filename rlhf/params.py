@@ -196,9 +196,24 @@ class SFTParams(TrainingParams):
 
 
 class RewardParams(TrainingParams):
-    """The reward model. `noise_rate` is the share of wrong preferences, or `estimate`."""
+    """The reward model. `noise_rate` is the share of wrong preferences, or `estimate`.
 
-    objective: Literal["bradley_terry", "selective"]
+    `group` names the column by which labels may be wrong together: topic, source or annotator.
+    """
+
+    objective: Literal[
+        "bradley_terry",
+        "label_smoothing",
+        "unbiased",
+        "symmetric",
+        "gce",
+        "trimmed",
+        "cleanlab",
+        "full_transport",
+        "selective_plain",
+        "selective",
+    ]
+    group: Annotated[str, Field(min_length=1)] | None
     noise_rate: Annotated[float, Field(ge=0, lt=0.5)] | Literal["estimate"]
     label_weight: PositiveFloat
     warmup_epochs: NonNegativeFloat

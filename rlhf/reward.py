@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
 from rlhf.noise import NoiseEstimate, estimate_noise_rate, orient_pairs
 from rlhf.pairs import Pairs, embed_differences, encode_pairs, score_margins
-from rlhf.pairwise import Job, Ledger, fit_scorer, load_fresh_scorer, measure_margins
+from rlhf.pairwise import Job, Ledger, Verdict, fit_scorer, load_fresh_scorer, measure_margins
 from rlhf.params import RewardParams
 from rlhf.scoring import check_reward_model
+from rlhf.trust import Trust, trust_labels
 
 logger = logging.getLogger(__name__)
 
+JUDGED = ("selective", "cleanlab")
+"""Objectives that are told beforehand what the other pairs say of each label."""
 ESTIMATION_PAIRS = 1000
-"""At most so many pairs are embedded for the noise estimate (standard error below 0.02)."""
+"""At most so many pairs are used for the noise estimate (standard error below 0.02)."""
 
 SUSPECTS_SHOWN = 20
 
@@ -55,31 +59,65 @@ def train_reward(section: RewardParams, files: RewardFiles, seed: int, log: Log)
     tokenizer = load_tokenizer(files.start)
     train = _read_pairs(files.train, tokenizer, section.max_length)
     test = _read_pairs(files.test, tokenizer, section.max_length)
-    estimate = _estimate_noise(section, files.start, train, seed)
-    noise_rate = estimate.rate if section.noise_rate == "estimate" and estimate else float(section.noise_rate)
+    noise = _study_labels(section, files, tokenizer, train, seed)
     recorder = CurveRecorder(log)
-    job = Job(files.start, tokenizer, train, test, noise_rate, files.model)
+    job = Job(files.start, tokenizer, train, test, noise.rate, files.model, noise.verdict())
     model, ledger = fit_scorer(section, job, seed, recorder)
     recorder.write(files.report / "curves.csv")
     margins = score_margins(model, test, section.batch_size)
+    right = noise.trust.right if noise.trust else None
+    suspects = audit.rank_suspects(ledger.margins, right)
     metrics: Metrics = {
         **measure_margins(margins),
-        **_describe_noise(estimate, noise_rate),
+        **_describe_noise(noise.estimate, noise.rate),
         "rows": len(train),
         "rows_dropped_too_long": train.dropped,
         "held_out_rows": len(test),
         "held_out_rows_dropped_too_long": test.dropped,
         **_measure_length(files, test),
         **_measure_truth(files, test, margins),
-        **_audit_training(files, train, ledger, noise_rate),
+        **_audit_training(files, train, suspects, noise.rate),
     }
-    _write_suspects(files, tokenizer, train, ledger)
+    _write_suspects(files, tokenizer, train, (suspects, ledger, right))
+    if noise.trust and noise.groups:
+        _write_groups(files.report / "groups.csv", noise.trust, noise.groups)
     if section.judge:
         metrics |= _train_judge(section, files, seed, train)
     else:
         _leave_note(files.judge, "No judge was trained: reward.judge is false.")
     check_reward_model(files.model, training_rows(files.test)[:8])
     return metrics
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is known of the training labels before training; `trust` only where the objective asks for it."""
+
+    estimate: NoiseEstimate | None
+    rate: float
+    groups: list[str] | None
+    trust: Trust | None
+
+    def verdict(self) -> Verdict | None:
+        """What the training is told: doubts, and that all but the worst `rate` of the labels are believed."""
+        if self.trust is None:
+            return None
+        believed = np.ones(len(self.trust.right), dtype=bool)
+        believed[np.argsort(self.trust.right, kind="stable")[: round(self.rate * len(believed))]] = False
+        return Verdict(self.trust.doubt, believed)
+
+
+def _study_labels(section: RewardParams, files: RewardFiles, tokenizer: Any, train: Pairs, seed: int) -> Noise:
+    """Estimate the noise and, for objectives that ask for it, judge each label, on embeddings of the untrained model."""
+    groups = _read_groups(section, files.train, train)
+    is_judged = section.objective in JUDGED
+    pairs = train if is_judged else train.sample(ESTIMATION_PAIRS, seed)
+    model = load_fresh_scorer(Job(files.start, tokenizer, pairs, None, 0.0, files.start), section)
+    differences = embed_differences(model, pairs, section.batch_size)
+    estimate = _estimate_noise(section, differences, pairs, seed)
+    rate = estimate.rate if section.noise_rate == "estimate" and estimate else float(section.noise_rate)
+    trust = trust_labels(differences, pairs.number_answers()[0], rate, seed, groups) if is_judged else None
+    return Noise(estimate, rate, groups, trust)
 
 
 def _skip(files: RewardFiles) -> Metrics:
@@ -111,13 +149,26 @@ def _encode_counted(rows: list[Row], path: Path, tokenizer: Any, max_length: int
     return pairs
 
 
-def _estimate_noise(section: RewardParams, start: Path, train: Pairs, seed: int) -> NoiseEstimate | None:
-    """The estimate on embeddings of the untrained model; None where it fails but is not needed."""
-    job = Job(start, load_tokenizer(start), train, None, 0.0, start)
-    sample = train.sample(ESTIMATION_PAIRS, seed)
-    differences = embed_differences(load_fresh_scorer(job, section), sample, section.batch_size)
+def _read_groups(section: RewardParams, path: Path, train: Pairs) -> list[str] | None:
+    """The group of each training pair; None where reward.group is null."""
+    if section.group is None:
+        return None
+    rows = {row["id"]: row for row in training_rows(path)}
+    for name in train.ids:
+        if rows[name].get(section.group) is None:
+            raise UserError(
+                f"{path}, row {name}: no {section.group!r}, which reward.group names; "
+                f"its columns are {', '.join(rows[name])}; name one of them or set reward.group to null"
+            )
+    return [str(rows[name][section.group]) for name in train.ids]
+
+
+def _estimate_noise(section: RewardParams, differences: np.ndarray, pairs: Pairs, seed: int) -> NoiseEstimate | None:
+    """The estimate; None where it fails but is not needed."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:ESTIMATION_PAIRS])
+    prompts = [pairs.prompts[row] for row in rows]
     try:
-        return estimate_noise_rate(*orient_pairs(differences, seed), sample.prompts, seed)
+        return estimate_noise_rate(*orient_pairs(differences[rows], seed), prompts, seed)
     except UserError as error:
         if section.noise_rate == "estimate":
             raise
@@ -156,32 +207,44 @@ def _measure_truth(files: RewardFiles, test: Pairs, margins: np.ndarray) -> Metr
     return {f"{name}_clean": value for name, value in clean.items()}
 
 
-def _audit_training(files: RewardFiles, train: Pairs, ledger: Ledger, noise_rate: float) -> Metrics:
+def _audit_training(files: RewardFiles, train: Pairs, suspects: np.ndarray, noise_rate: float) -> Metrics:
     """How well the suspicions against training pairs agree with the truth, read only now."""
     flips = audit.read_flips(files.train)
     if flips is None:
         return {}
-    suspects = audit.rank_suspects(ledger.margins)
     grades = audit.grade_audit(suspects, [flips[name] for name in train.ids], noise_rate)
     return {**grades, "noise_rate_true": float(np.mean([flips[name] for name in train.ids]))}
 
 
-def _write_suspects(files: RewardFiles, tokenizer: Any, train: Pairs, ledger: Ledger) -> None:
+def _write_groups(path: Path, trust: Trust, groups: list[str]) -> None:
+    """The share of wrong labels of every group, the worst first."""
+    counts = Counter(groups)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["group", "pairs", "wrong"])
+        for name, rate in sorted(trust.rates.items(), key=lambda item: (-item[1], item[0])):
+            writer.writerow([name, counts[name], rounded_number(rate)])
+
+
+def _write_suspects(
+    files: RewardFiles, tokenizer: Any, train: Pairs, found: tuple[np.ndarray, Ledger, np.ndarray | None]
+) -> None:
     """All training pairs by suspicion in audit.csv, the most suspicious in full in samples.json."""
-    kept = ledger.mean_kept()
-    suspects = audit.rank_suspects(ledger.margins)
+    suspects, ledger, right = found
+    columns = {"kept": ledger.mean_kept(), "margin": ledger.margins}
+    if right is not None:
+        columns = {"right": right, **columns}
     with (files.report / "audit.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "kept", "margin"])
+        writer.writerow(["id", *columns])
         for pair in suspects:
-            figures = (float(kept[pair]), float(ledger.margins[pair]))
-            writer.writerow([train.ids[pair], *(rounded_number(figure) for figure in figures)])
+            writer.writerow([train.ids[pair], *(rounded_number(float(values[pair])) for values in columns.values())])
     rows = {row["id"]: row for row in training_rows(files.train)}
     shown = []
     for pair in suspects[:SUSPECTS_SHOWN]:
         row = rows[train.ids[pair]]
         texts = {side: completion_text(row[side]) for side in ("chosen", "rejected")}
-        figures = {"kept": float(kept[pair]), "margin": float(ledger.margins[pair])}
+        figures = {name: float(values[pair]) for name, values in columns.items()}
         shown.append({"id": row["id"], "prompt": render_prompt(tokenizer, row["prompt"]), **texts, **figures})
     write_json(files.report / "samples.json", shown)
 

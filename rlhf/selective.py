@@ -134,7 +134,12 @@ def mass_schedule(epoch: float, warmup_epochs: float, ramp_epochs: float, noise_
 
 
 def selective_loss(
-    differences: torch.Tensor, margins: torch.Tensor, mass: float, label_weight: float, generator: torch.Generator
+    differences: torch.Tensor,
+    margins: torch.Tensor,
+    mass: float,
+    label_weight: float,
+    generator: torch.Generator,
+    doubt: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""The pairwise selective loss: labels that contradict predictions nearby are left out.
 
@@ -143,7 +148,7 @@ def selective_loss(
 
     .. math::
         S_{ij} = \|z_i - z_j\|^2 / \max S, \quad L_{ij} = BCE(\sigma(o_i d_i), y_j) = \log(1 + e^{-o_i o_j d_i}),
-        \quad C = S + \kappa L
+        \quad C_{ij} = S_{ij} + \kappa L_{ij} + u_j
 
     and the loss is :math:`\langle \gamma^*, S / \kappa + L \rangle / m`, with :math:`\gamma^*` the partial transport
     plan of :math:`C` and mass :math:`m`. By the envelope theorem the plan needs no gradient. :math:`S` gets none
@@ -163,6 +168,8 @@ def selective_loss(
         are matched with whatever label agrees, near or far.
     generator : torch.Generator
         Draws the orientations; on the CPU.
+    doubt : torch.Tensor, shape (B,), or None for zeros
+        :math:`u`, what is known against a label from elsewhere, in nats (rlhf.trust); it only steers the plan.
 
     Returns
     -------
@@ -180,18 +187,23 @@ def selective_loss(
     .. [1] Pan et al. (2026). Optimal Transport for LLM Reward Modeling from Noisy Preference. arXiv 2605.06036;
        the published method is pointwise, the pairwise form is this project's (docs/methods/selectiverm.md).
     """
-    _check_loss_input(differences, margins, label_weight)
+    _check_loss_input(differences, margins, label_weight, doubt)
     size = len(margins)
     turns = torch.randint(0, 2, (size,), generator=generator).mul(2).sub(1)
     turns = turns.to(margins.device, margins.dtype)
     semantic = _semantic_cost(differences.detach().to(margins.dtype) * turns[:, None])
     label = softplus(-turns[:, None] * turns[None, :] * margins[:, None])
-    plan = transport_plan(semantic + label_weight * label.detach(), mass)
+    cost = semantic + label_weight * label.detach()
+    plan = transport_plan(cost if doubt is None else cost + doubt.to(margins), mass)
     loss = (plan * (semantic / label_weight + label)).sum() / mass
     return loss, size * plan.sum(0)
 
 
-def _check_loss_input(differences: torch.Tensor, margins: torch.Tensor, label_weight: float) -> None:
+def _check_loss_input(
+    differences: torch.Tensor, margins: torch.Tensor, label_weight: float, doubt: torch.Tensor | None
+) -> None:
+    if doubt is not None and doubt.shape != margins.shape:
+        raise ValueError(f"doubt has shape {tuple(doubt.shape)}, margins {tuple(margins.shape)}; pass one per pair")
     if differences.ndim != 2 or margins.shape != differences.shape[:1]:
         raise ValueError(
             f"differences {tuple(differences.shape)} and margins {tuple(margins.shape)} do not fit; "

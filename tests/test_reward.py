@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf import audit
@@ -60,6 +59,7 @@ def make_section(**changes: Any) -> RewardParams:
         "precision": "fp32",
         "adapter": None,
         "objective": "selective",
+        "group": None,
         "noise_rate": 0.2,
         "label_weight": 1.0,
         "warmup_epochs": 1.0,
@@ -179,17 +179,6 @@ def test_an_estimate_that_cannot_be_made_is_refused_only_where_it_is_needed(tmp_
     with pytest.raises(UserError, match="too few to estimate the noise rate"):
         train(tmp_path, start, make_section(noise_rate="estimate"), make_rows(4))
     assert train(tmp_path, start, make_section(), make_rows(4))["noise_rate_estimated"] is None
-
-
-def test_bradley_terry_by_hand() -> None:
-    """Margins 0 and 2: (log 2 + log(1 + e^-2)) / 2."""
-    from rlhf.pairwise import PairBatch, bradley_terry
-
-    batch = PairBatch(torch.zeros(2, 1), torch.tensor([0.0, 2.0]), 1.0, 1.0, torch.Generator())
-    loss, kept = bradley_terry(batch)
-    assert loss.item() == pytest.approx((math.log(2) + math.log(1 + math.exp(-2))) / 2)
-    assert loss.item() == pytest.approx(-logsigmoid(batch.margins).mean().item())
-    assert kept.tolist() == [1, 1]
 
 
 def test_pooled_states_give_the_scores_of_the_model(start: Path) -> None:

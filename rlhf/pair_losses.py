@@ -1,0 +1,121 @@
+"""The losses a reward model can be trained with on preference pairs, some of whose labels are wrong.
+
+Each takes a batch and returns the loss and the share of each label that it used, (pairs,), without gradient. With
+d = r(chosen) − r(rejected) and e the share of wrong labels; docs/methods/selectiverm.md says when to use which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.functional import softplus
+
+from rlhf.selective import selective_loss
+
+GCE_EXPONENT = 0.7
+"""Between 0 (Bradley-Terry) and 1 (symmetric); the value of Zhang and Sabuncu (2018)."""
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """What an objective sees of one batch of B pairs.
+
+    `differences` (B, D) of the embeddings and `margins` (B,) of the scores, chosen minus rejected; `mass`, the share of
+    labels to use now; `noise_rate`; `doubt` (B,), log odds that a label is wrong by the other pairs, at least 0;
+    `believed` (B,), whether confident learning keeps it; `label_weight`; `generator` on the CPU.
+    """
+
+    differences: torch.Tensor
+    margins: torch.Tensor
+    mass: float
+    noise_rate: float
+    doubt: torch.Tensor
+    believed: torch.Tensor
+    label_weight: float
+    generator: torch.Generator
+
+
+Losses = tuple[torch.Tensor, torch.Tensor]
+
+
+def bradley_terry(batch: PairBatch) -> Losses:
+    """Mean of -log σ(d): every label is believed."""
+    return _mean(softplus(-batch.margins))
+
+
+def label_smoothing(batch: PairBatch) -> Losses:
+    """Mean of -(1-e) log σ(d) - e log σ(-d). Source: conservative DPO, Mitchell (2023)."""
+    margins, rate = batch.margins, batch.noise_rate
+    return _mean((1 - rate) * softplus(-margins) + rate * softplus(margins))
+
+
+def unbiased(batch: PairBatch) -> Losses:
+    """Mean of [-(1-e) log σ(d) + e log σ(-d)] / (1-2e): right on average, but without a lower bound.
+
+    Source: Natarajan et al. (2013); as robust DPO, Chowdhury et al. (2024).
+    """
+    margins, rate = batch.margins, batch.noise_rate
+    return _mean(((1 - rate) * softplus(-margins) - rate * softplus(margins)) / (1 - 2 * rate))
+
+
+def symmetric(batch: PairBatch) -> Losses:
+    """Mean of σ(-d), the probability of the other label: a wrong label pulls no harder than a right one."""
+    return _mean(torch.sigmoid(-batch.margins))
+
+
+def gce(batch: PairBatch) -> Losses:
+    """Mean of (1 - σ(d)^q) / q, generalised cross entropy. Source: Zhang and Sabuncu (2018)."""
+    return _mean((1 - torch.sigmoid(batch.margins) ** GCE_EXPONENT) / GCE_EXPONENT)
+
+
+def trimmed(batch: PairBatch) -> Losses:
+    """Mean of the smallest losses, as many as the mass says. Source: iterative trimming, Shen and Sanghavi (2019)."""
+    losses = softplus(-batch.margins)
+    kept = losses.detach().topk(max(1, round(batch.mass * len(losses))), largest=False).indices
+    return losses[kept].mean(), torch.zeros_like(losses).index_fill(0, kept, 1.0)
+
+
+def cleanlab(batch: PairBatch) -> Losses:
+    """Bradley-Terry without the labels that confident learning finds wrong. Source: Northcutt et al. (2021)."""
+    kept = batch.believed.to(batch.margins.dtype)
+    return (kept * softplus(-batch.margins)).sum() / kept.sum().clamp_min(1), kept
+
+
+def full_transport(batch: PairBatch) -> Losses:
+    """The selective loss that may leave out nothing: what transport does without selection."""
+    return selective_plain(replace(batch, mass=1.0))
+
+
+def selective_plain(batch: PairBatch) -> Losses:
+    """Labels that contradict the predictions on pairs nearby are left out; the published idea alone."""
+    return selective_loss(batch.differences, batch.margins, batch.mass, batch.label_weight, batch.generator)
+
+
+def selective(batch: PairBatch) -> Losses:
+    """The same, and a label that all other pairs speak against is dear."""
+    return selective_loss(
+        batch.differences, batch.margins, batch.mass, batch.label_weight, batch.generator, batch.doubt
+    )
+
+
+OBJECTIVES: dict[str, Callable[[PairBatch], Losses]] = {
+    function.__name__: function
+    for function in (
+        bradley_terry,
+        label_smoothing,
+        unbiased,
+        symmetric,
+        gce,
+        trimmed,
+        cleanlab,
+        full_transport,
+        selective_plain,
+        selective,
+    )
+}
+
+
+def _mean(losses: torch.Tensor) -> Losses:
+    return losses.mean(), torch.ones_like(losses)
