@@ -108,7 +108,7 @@ class Noise:
 
 
 def _study_labels(section: RewardParams, files: RewardFiles, tokenizer: Any, train: Pairs, seed: int) -> Noise:
-    """Estimate the noise and, for objectives that ask for it, judge each label, on embeddings of the untrained model."""
+    """Estimate the noise and, for objectives that ask for it, judge each label, by the untrained model."""
     groups = _read_groups(section, files.train, train)
     is_judged = section.objective in JUDGED
     pairs = train if is_judged else train.sample(ESTIMATION_PAIRS, seed)

@@ -18,6 +18,7 @@ from rlhf.curves import no_log
 from rlhf.data.formats import Row, with_ids, write_rows
 from rlhf.errors import UserError
 from rlhf.models import load_scorer, load_tokenizer, save_model
+from rlhf.pair_losses import OBJECTIVES
 from rlhf.params import AdapterParams, RewardParams
 from rlhf.pretraining import train_tokenizer
 
@@ -241,7 +242,42 @@ def test_audit_by_hand() -> None:
 
 
 def test_the_lowest_margin_is_the_first_suspect_and_an_unvisited_pair_the_last() -> None:
-    assert audit.rank_suspects(np.array([0.5, np.nan, -3.0, 2.0])).tolist() == [2, 0, 3, 1]
+    margins = np.array([0.5, np.nan, -3.0, 2.0])
+    assert audit.rank_suspects(margins, None).tolist() == [2, 0, 3, 1]
+    assert audit.rank_suspects(margins, np.array([0.4, 0.3, 0.2, 0.1])).tolist() == [3, 2, 1, 0]
+
+
+def test_as_many_labels_as_are_wrong_are_not_believed() -> None:
+    from rlhf.reward import Noise
+    from rlhf.trust import Trust
+
+    verdict = Noise(None, 0.5, None, Trust(np.array([0.9, 0.1, 0.4, 0.6]), {})).verdict()
+    assert verdict is not None
+    assert verdict.believed.tolist() == [True, False, False, True]
+    assert verdict.doubt.tolist() == pytest.approx([0, math.log(9), math.log(1.5), 0])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains(tmp_path: Path, start: Path, objective: str) -> None:
+    metrics = train(tmp_path, start, make_section(objective=objective, epochs=1.0, warmup_epochs=0.0))
+    assert load_scorer(tmp_path / "model").score.weight.abs().max() > 0
+    assert math.isfinite(metrics["loss"])
+    columns = (tmp_path / "report" / "audit.csv").read_text().splitlines()[0].split(",")
+    assert ("right" in columns) == (objective in ("selective", "cleanlab"))
+
+
+def test_the_noise_of_every_group_is_reported(tmp_path: Path, start: Path) -> None:
+    rows = [{**row, "source": "web" if number % 3 else "forum"} for number, row in enumerate(make_rows(20))]
+    train(tmp_path, start, make_section(group="source"), rows)
+    lines = (tmp_path / "report" / "groups.csv").read_text().splitlines()
+    assert lines[0] == "group,pairs,wrong"
+    assert {line.split(",")[0]: int(line.split(",")[1]) for line in lines[1:]} == {"web": 13, "forum": 7}
+
+
+def test_a_group_that_is_no_column_is_refused_before_training(tmp_path: Path, start: Path) -> None:
+    with pytest.raises(UserError, match=r"no .topic., which reward\.group names; .*name one of them"):
+        train(tmp_path, start, make_section(group="topic"))
+    assert not (tmp_path / "model").exists()
 
 
 def test_length_baseline_follows_the_taste_of_the_training_labels() -> None:
@@ -258,4 +294,4 @@ def test_true_rows_stand_the_right_way_round(tmp_path: Path) -> None:
 def test_samples_are_flat_rows_without_truth(tmp_path: Path, start: Path) -> None:
     train(tmp_path, start, make_section())
     samples = json.loads((tmp_path / "report" / "samples.json").read_text())
-    assert set(samples[0]) == {"id", "prompt", "chosen", "rejected", "kept", "margin"}
+    assert set(samples[0]) == {"id", "prompt", "chosen", "rejected", "right", "kept", "margin"}

@@ -214,6 +214,11 @@ def test_kept_labels_add_up_to_the_mass(seed: int, size: int, mass: float, label
     assert kept.max() <= 1 + 1e-9
 
 
+def test_doubts_of_another_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"doubt has shape \(3,\), margins \(2,\); pass one per pair"):
+        selective_loss(torch.zeros(2, 2), torch.zeros(2), 0.5, 1.0, seeded(), torch.zeros(3))
+
+
 def test_identical_embeddings_and_large_margins_stay_finite() -> None:
     loss, _ = selective_loss(torch.ones(4, 2), torch.tensor([500.0, -500.0, 0.0, 1.0]), 1.0, 1.0, seeded())
     assert torch.isfinite(loss)

@@ -1,0 +1,104 @@
+"""The reward model's objectives: values by hand, and the cases in which one is another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import softplus
+
+from rlhf import pair_losses
+from rlhf.pair_losses import OBJECTIVES, PairBatch
+
+
+def make_batch(margins: list[float], **changes: object) -> PairBatch:
+    size = len(margins)
+    batch = PairBatch(
+        differences=torch.arange(2.0 * size).reshape(size, 2),
+        margins=torch.tensor(margins, dtype=torch.float64),
+        mass=1.0,
+        noise_rate=0.2,
+        doubt=torch.zeros(size),
+        believed=torch.ones(size, dtype=torch.bool),
+        label_weight=0.1,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return replace(batch, **changes)
+
+
+def loss_of(name: str, batch: PairBatch) -> float:
+    return OBJECTIVES[name](replace(batch, generator=torch.Generator().manual_seed(0)))[0].item()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bradley_terry", math.log(1 + math.exp(-2))),
+        ("label_smoothing", 0.8 * math.log(1 + math.exp(-2)) + 0.2 * math.log(1 + math.exp(2))),
+        ("unbiased", (0.8 * math.log(1 + math.exp(-2)) - 0.2 * math.log(1 + math.exp(2))) / 0.6),
+        ("symmetric", 1 / (1 + math.exp(2))),
+        ("gce", (1 - (1 / (1 + math.exp(-2))) ** 0.7) / 0.7),
+    ],
+)
+def test_a_margin_of_two_by_hand(name: str, expected: float) -> None:
+    assert loss_of(name, make_batch([2.0, 2.0])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "unbiased", "trimmed", "cleanlab", "gce"])
+def test_without_noise_it_is_bradley_terry(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_losses, "GCE_EXPONENT", 1e-6)
+    batch = make_batch([-1.0, 0.5, 3.0], noise_rate=0.0)
+    assert loss_of(name, batch) == pytest.approx(loss_of("bradley_terry", batch), rel=1e-4)
+
+
+def test_the_unbiased_loss_is_right_on_average_over_flips() -> None:
+    right, wrong = (loss_of("unbiased", make_batch([margin])) for margin in (1.5, -1.5))
+    assert 0.8 * right + 0.2 * wrong == pytest.approx(math.log(1 + math.exp(-1.5)))
+
+
+def test_trimming_keeps_the_smallest_losses() -> None:
+    batch = make_batch([3.0, -4.0, 1.0, 2.0], mass=0.5)
+    loss, kept = OBJECTIVES["trimmed"](batch)
+    assert kept.tolist() == [1, 0, 0, 1]
+    assert loss.item() == pytest.approx(softplus(-batch.margins[[0, 3]]).mean().item())
+
+
+def test_labels_not_believed_do_not_count() -> None:
+    batch = make_batch([3.0, -4.0], believed=torch.tensor([False, True]))
+    loss, kept = OBJECTIVES["cleanlab"](batch)
+    assert kept.tolist() == [0, 1]
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(4)))
+    nothing = OBJECTIVES["cleanlab"](make_batch([3.0], believed=torch.tensor([False])))[0]
+    assert nothing.item() == 0
+
+
+def test_full_transport_leaves_out_nothing() -> None:
+    batch = make_batch([3.0, -4.0, 1.0, 2.0], mass=0.5)
+    assert OBJECTIVES["full_transport"](batch)[1].tolist() == pytest.approx([1.0] * 4)
+    assert OBJECTIVES["selective_plain"](batch)[1].sum().item() == pytest.approx(2.0)
+
+
+def test_doubt_decides_which_label_is_left_out_and_no_more() -> None:
+    batch = make_batch([1.0, 1.0, 1.0, 1.0], mass=0.75)
+    assert loss_of("selective", batch) == pytest.approx(loss_of("selective_plain", batch))
+    doubted = replace(batch, doubt=torch.tensor([0.0, 0.0, 9.0, 0.0]))
+    loss, kept = OBJECTIVES["selective"](doubted)
+    assert kept.tolist() == pytest.approx([1, 1, 0, 1])
+    assert loss.item() < 9
+    assert not torch.equal(kept, OBJECTIVES["selective_plain"](doubted)[1])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_pulls_a_margin_up_and_tells_what_it_used(name: str) -> None:
+    margins = torch.tensor([0.5, -0.5, 1.0, 0.1], requires_grad=True)
+    batch = replace(make_batch([0.0] * 4), margins=margins, mass=0.75)
+    loss, kept = OBJECTIVES[name](batch)
+    loss.backward()
+    assert margins.grad is not None
+    assert margins.grad.sum() < 0
+    assert kept.shape == (4,)
+    assert not kept.requires_grad
+    assert kept.max() <= 1 + 1e-6
+    assert kept.min() >= 0

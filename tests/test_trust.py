@@ -1,0 +1,104 @@
+"""Labels judged by all labels but their own: what is found, what needs groups or answers, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from rlhf import trust
+from rlhf.errors import UserError
+from rlhf.trust import trust_labels
+
+PAIRS, DIMENSIONS = 400, 8
+
+
+def make_pairs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Differences (pairs, dimensions) whose truly better answer has the larger first coordinate, and answer numbers."""
+    generator = np.random.default_rng(seed)
+    differences = generator.normal(size=(PAIRS, DIMENSIONS))
+    differences[:, 0] = np.abs(differences[:, 0])
+    return differences, np.arange(2 * PAIRS).reshape(-1, 2)
+
+
+def flip(differences: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    return differences * np.where(wrong, -1.0, 1.0)[:, None]
+
+
+@pytest.mark.parametrize("noise_rate", [0.1, 0.3])
+def test_wrong_labels_are_found_and_their_number_is_about_right(noise_rate: float) -> None:
+    differences, answers = make_pairs()
+    wrong = np.random.default_rng(1).random(PAIRS) < noise_rate
+    found = trust_labels(flip(differences, wrong), answers, noise_rate, 0)
+    assert roc_auc_score(wrong, 1 - found.right) > 0.85
+    assert (1 - found.right).mean() == pytest.approx(noise_rate, abs=0.05)
+    assert found.doubt.min() == 0
+    assert (found.doubt > 0).tolist() == (found.right < 0.5).tolist()
+
+
+def test_a_label_is_judged_by_all_but_itself() -> None:
+    """Turning one label around turns its margin around: the model that judges it has not seen it."""
+    differences, _ = make_pairs()
+    folds = np.arange(PAIRS) % trust.FOLDS
+    turned = flip(differences, np.arange(PAIRS) == 7)
+    rates = np.full(PAIRS, 0.2)
+    before, after = (trust._margins_out_of_fold(one, folds, rates) for one in (differences, turned))
+    for one, other in zip(before, after, strict=True):
+        assert other[7] == pytest.approx(-one[7])
+
+
+def test_a_group_that_is_wrong_as_a_whole_is_found_by_the_other_groups() -> None:
+    """The flipped topic has a feature of its own, by which a model of all pairs believes it."""
+    differences, answers = make_pairs()
+    topic = np.arange(PAIRS) // 40
+    differences = np.hstack([differences, np.eye(10)[topic] * differences[:, :1] * 3])
+    wrong = topic == 3
+    names = [f"topic {number}" for number in topic]
+    alone = trust_labels(flip(differences, wrong), answers, 0.1, 0)
+    grouped = trust_labels(flip(differences, wrong), answers, 0.1, 0, names)
+    assert roc_auc_score(wrong, 1 - alone.right) < 0.7
+    assert roc_auc_score(wrong, 1 - grouped.right) > 0.95
+    assert grouped.rates["topic 3"] > 0.7
+    assert {rate for name, rate in grouped.rates.items() if name != "topic 3"} == {0.1}
+
+
+def test_answers_in_several_pairs_have_a_strength_that_no_embedding_shows() -> None:
+    generator = np.random.default_rng(0)
+    strength = generator.permutation(40)
+    answers = np.array([generator.choice(40, 2, replace=False) for _ in range(PAIRS)])
+    answers = np.where((strength[answers[:, 0]] > strength[answers[:, 1]])[:, None], answers, answers[:, ::-1])
+    wrong = generator.random(PAIRS) < 0.2
+    answers = np.where(wrong[:, None], answers[:, ::-1], answers)
+    differences = generator.normal(size=(PAIRS, DIMENSIONS))
+    found = trust_labels(differences, answers, 0.2, 0)
+    unknown = trust_labels(differences, np.arange(2 * PAIRS).reshape(-1, 2), 0.2, 0)
+    assert roc_auc_score(wrong, 1 - found.right) > 0.8
+    assert roc_auc_score(wrong, 1 - unknown.right) < 0.65
+
+
+def test_many_dimensions_are_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    differences, answers = make_pairs()
+    wrong = np.random.default_rng(1).random(PAIRS) < 0.2
+    whole = trust_labels(flip(differences, wrong), answers, 0.2, 0)
+    monkeypatch.setattr(trust, "MOST_DIMENSIONS", DIMENSIONS - 1)
+    reduced = trust_labels(flip(differences, wrong), answers, 0.2, 0)
+    assert not np.array_equal(whole.right, reduced.right)
+    assert roc_auc_score(wrong, 1 - reduced.right) > 0.6
+    np.testing.assert_array_equal(reduced.right, trust_labels(flip(differences, wrong), answers, 0.2, 0).right)
+
+
+def test_embeddings_that_say_nothing_leave_the_noise_rate(caplog: pytest.LogCaptureFixture) -> None:
+    _, answers = make_pairs()
+    np.testing.assert_allclose(trust_labels(np.zeros((PAIRS, 3)), answers, 0.2, 0).right, 0.8)
+    assert trust_labels(np.ones((PAIRS, 3)), answers, 0.0, 0).right.tolist() == [1.0] * PAIRS
+    assert trust_labels(np.ones((4, 3)), answers[:4], 0.2, 0).right.tolist() == [0.8] * 4
+    assert "4 preference pairs are too few" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "noise_rate", "message"),
+    [(np.nan, 0.2, "not finite; check the model"), (1.0, 0.5, "noise rate is 0.5"), (1.0, -0.1, "noise rate is -0.1")],
+)
+def test_bad_input_is_refused(value: float, noise_rate: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        trust_labels(np.full((10, 2), value), np.arange(20).reshape(-1, 2), noise_rate, 0)
