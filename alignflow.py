@@ -108,6 +108,32 @@ def check() -> None:
 
 
 @app.command()
+def audit(
+    file: Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet with prompt, chosen, rejected.")],
+    embedder: Annotated[str, typer.Option(help="A model folder or hub id.")] = "sentence-transformers/all-MiniLM-L6-v2",
+    noise_rate: Annotated[float | None, typer.Option(min=0, max=0.49, help="By default estimated.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column by which labels may be wrong together.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("reports/audit"),
+    apply: Annotated[bool, typer.Option("--apply", help="Also write cleaned.jsonl and removed.jsonl.")] = False,
+) -> None:
+    """Find preference labels that are probably wrong; needs an embedder and no training."""
+    from rlhf.data.sources import load_source
+    from rlhf.label_audit import apply_audit, audit_labels, write_audit
+    from rlhf.params import FileSource
+
+    source = FileSource(kind="file", path=str(file), shape="canonical", columns={}, test_share=0.0, limit=None)
+    found = audit_labels(load_source(source, "preferences", Path()), embedder, noise_rate, group)
+    write_audit(folder, found)
+    actions = found.actions()
+    print(f"{len(found.rows)} pairs judged, {found.left_out} left out; noise rate {found.rate:.3f}")
+    print(", ".join(f"{action} {actions.count(action)}" for action in ("keep", "drop", "relabel")))
+    print(f"the pairs side by side  {folder / 'audit.html'}")
+    if apply:
+        cleaned, removed = apply_audit(folder, found)
+        print(f"cleaned copy            {cleaned}\nrows left out           {removed}")
+
+
+@app.command()
 def recipe(name: Annotated[str | None, typer.Argument(help="Without a name: list them.")] = None) -> None:
     """Make recipes/NAME.yaml the workspace's params.yaml."""
     root = find_root()
