@@ -67,7 +67,8 @@ def symmetric(batch: PairBatch) -> Losses:
 
 def gce(batch: PairBatch) -> Losses:
     """Mean of (1 - σ(d)^q) / q, generalised cross entropy. Source: Zhang and Sabuncu (2018)."""
-    return _mean((1 - torch.sigmoid(batch.margins) ** GCE_EXPONENT) / GCE_EXPONENT)
+    # By the logarithm: the power of a sigmoid that has become 0 has no finite gradient.
+    return _mean((1 - torch.exp(-GCE_EXPONENT * softplus(-batch.margins))) / GCE_EXPONENT)
 
 
 def trimmed(batch: PairBatch) -> Losses:

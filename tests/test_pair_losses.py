@@ -102,3 +102,12 @@ def test_every_objective_pulls_a_margin_up_and_tells_what_it_used(name: str) -> 
     assert not kept.requires_grad
     assert kept.max() <= 1 + 1e-6
     assert kept.min() >= 0
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("margin", [-1e4, 1e4])
+def test_gradients_stay_finite_for_scores_far_apart(name: str, margin: float) -> None:
+    margins = torch.full((4,), margin, requires_grad=True)
+    OBJECTIVES[name](replace(make_batch([0.0] * 4), margins=margins, mass=0.75))[0].backward()
+    assert margins.grad is not None
+    assert margins.grad.isfinite().all()
