@@ -24,16 +24,14 @@ from tqdm import tqdm
 
 from rlhf.data.files import read_file
 from rlhf.pair_losses import OBJECTIVES, PairBatch
-from rlhf.reward import Noise
+from rlhf.reward import JUDGED, Noise
 from rlhf.selective import mass_schedule
-from rlhf.trust import Trust, trust_labels
+from rlhf.trust import trust_labels
 
 FOLDS = 4
 EPOCHS, BATCH, LEARNING_RATE = 20, 256, 1e-3
 LABEL_WEIGHT, WARMUP_EPOCHS, RAMP_EPOCHS = 0.1, 0.0, 4.0
 NOISES = ("real", "uniform_20", "uniform_40", "classes_10_20", "classes_20_10", "length", "topics", "mixed")
-GROUPED = ("selective", "cleanlab")
-"""Objectives that are also run with the topic given as group."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def run_cell(
     pairs, topics, flipped = sides[~is_test], data.topic[~is_test].tolist(), wrong[~is_test]
     rate = min(0.49, float(flipped.mean()))
     differences = data.embeddings[pairs[:, 0]] - data.embeddings[pairs[:, 1]]
-    trusts: dict[str, Trust | None] = {
+    trusts = {
         "": trust_labels(differences, pairs, rate, seed),
         " by topic": trust_labels(differences, pairs, rate, seed, topics),
     }
@@ -163,10 +161,10 @@ def run_cell(
     longer = (data.lengths[gold[:, 0]] > data.lengths[gold[:, 1]]).mean()
     cell: dict[str, Any] = {"rate": rate, "rows": {"length only": {"accuracy": float(longer)}}}
     for name, trust in trusts.items():
-        cell[f"detection{name}"] = float(roc_auc_score(flipped, 1 - trust.right)) if trust else None
+        cell[f"detection{name}"] = float(roc_auc_score(flipped, 1 - trust.right))
     for kind in heads:
         for objective in OBJECTIVES:
-            for name, trust in trusts.items() if objective in GROUPED else [("", None)]:
+            for name, trust in trusts.items() if objective in JUDGED else [("", None)]:
                 for decay in decays:
                     known = Noise(None, rate, None, trust)
                     scores = train(data, pairs, objective, known, (kind, decay, seed))

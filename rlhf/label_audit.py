@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.curves import rounded_number
-from rlhf.data.formats import Row, completion_text, is_conversational, write_rows
+from rlhf.data.formats import Row, completion_text, write_rows
 from rlhf.errors import UserError
 from rlhf.noise import NoiseEstimate, estimate_noise_rate, orient_pairs
+from rlhf.pairs import sample_rows
 from rlhf.trust import trust_labels
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def audit_labels(
     differences = embeddings[answers[:, 0]] - embeddings[answers[:, 1]]
     estimate = None
     if noise_rate is None:
-        sample = np.sort(np.random.default_rng(seed).permutation(len(usable))[:ESTIMATION_PAIRS])
+        sample = sample_rows(len(usable), ESTIMATION_PAIRS, seed)
         prompts = [json.dumps(usable[place]["prompt"]) for place in sample]
         estimate = estimate_noise_rate(*orient_pairs(differences[sample], seed), prompts, seed)
     rate = estimate.rate if estimate else float(noise_rate or 0.0)
@@ -122,7 +123,7 @@ def _is_usable(row: Row) -> bool:
     """Whether prompt and both answers are text or messages, and the answers differ."""
     if not all(_has_words(row.get(name)) for name in ("prompt", "chosen", "rejected")):
         return False
-    return _words(row["chosen"]).strip() != _words(row["rejected"]).strip()
+    return completion_text(row["chosen"]).strip() != completion_text(row["rejected"]).strip()
 
 
 def _has_words(value: Any) -> bool:
@@ -133,12 +134,8 @@ def _has_words(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _words(value: Any) -> str:
-    return completion_text(value) if is_conversational(value) else value
-
-
 def _text(row: Row, side: str) -> str:
-    return f"{_words(row['prompt'])}\n{_words(row[side])}"
+    return f"{completion_text(row['prompt'])}\n{completion_text(row[side])}"
 
 
 def _group_of(row: Row, group: str) -> str:
@@ -169,7 +166,7 @@ def write_audit(folder: Path, audit: LabelAudit) -> None:
             "right": f"{audit.right[place]:.3f}",
             "action": actions[place],
             "group": audit.groups[place] if audit.groups else "",
-            **{name: _words(audit.rows[place][name]) for name in ("prompt", "chosen", "rejected")},
+            **{name: completion_text(audit.rows[place][name]) for name in ("prompt", "chosen", "rejected")},
         }
         for place in order[:ROWS_SHOWN]
     ]

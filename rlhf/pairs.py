@@ -42,11 +42,15 @@ class Pairs:
 
     def sample(self, count: int, seed: int) -> Pairs:
         """At most `count` pairs drawn without replacement, in their order."""
-        chosen = np.random.default_rng(seed).permutation(len(self))[:count]
-        rows = sorted(chosen.tolist())
+        rows = sample_rows(len(self), count, seed)
         columns = (self.ids, self.prompts, self.chosen, self.rejected)
         ids, prompts, better, worse = ([column[row] for row in rows] for column in columns)
         return Pairs(ids, prompts, better, worse, self.dropped)
+
+
+def sample_rows(total: int, count: int, seed: int) -> np.ndarray:
+    """At most `count` of the numbers below `total`, drawn without replacement, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(total)[:count])
 
 
 def encode_pairs(tokenizer: Any, rows: Sequence[Row], max_length: int) -> Pairs:

@@ -17,7 +17,7 @@ from rlhf.data.formats import Row, completion_text, render_prompt, training_rows
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
 from rlhf.noise import NoiseEstimate, estimate_noise_rate, orient_pairs
-from rlhf.pairs import Pairs, embed_differences, encode_pairs, score_margins
+from rlhf.pairs import Pairs, embed_differences, encode_pairs, sample_rows, score_margins
 from rlhf.pairwise import Job, Ledger, Verdict, fit_scorer, load_fresh_scorer, measure_margins
 from rlhf.params import RewardParams
 from rlhf.scoring import check_reward_model
@@ -165,7 +165,7 @@ def _read_groups(section: RewardParams, path: Path, train: Pairs) -> list[str] |
 
 def _estimate_noise(section: RewardParams, differences: np.ndarray, pairs: Pairs, seed: int) -> NoiseEstimate | None:
     """The estimate; None where it fails but is not needed."""
-    rows = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:ESTIMATION_PAIRS])
+    rows = sample_rows(len(pairs), ESTIMATION_PAIRS, seed)
     prompts = [pairs.prompts[row] for row in rows]
     try:
         return estimate_noise_rate(*orient_pairs(differences[rows], seed), prompts, seed)
