@@ -23,9 +23,9 @@ from torch import nn
 from tqdm import tqdm
 
 from rlhf.data.files import read_file
-from rlhf.pair_losses import OBJECTIVES, PairBatch
 from rlhf.reward import JUDGED, Noise
-from rlhf.selective import mass_schedule
+from rlhf.reward_losses import OBJECTIVES, RewardBatch
+from rlhf.selective import mass_schedule, orient_batch
 from rlhf.trust import trust_labels
 
 FOLDS = 4
@@ -132,8 +132,8 @@ def train(data: Arguments, pairs: np.ndarray, objective: str, noise: Noise, opti
             margins = head(chosen[rows]) - head(rejected[rows])
             doubt = torch.from_numpy(verdict.doubt)[rows].float() if verdict else torch.zeros(len(rows))
             believed = torch.from_numpy(verdict.believed)[rows] if verdict else torch.ones(len(rows), dtype=torch.bool)
-            differences = chosen[rows] - rejected[rows]
-            batch = PairBatch(differences, margins, mass, noise.rate, doubt, believed, LABEL_WEIGHT, generator)
+            oriented = orient_batch(chosen[rows] - rejected[rows], margins, generator)
+            batch = RewardBatch(*oriented, mass, noise.rate, doubt, believed, LABEL_WEIGHT)
             optimiser.zero_grad()
             OBJECTIVES[objective](batch)[0].backward()
             optimiser.step()

@@ -17,10 +17,10 @@ from trl.trainer.reward_trainer import RewardTrainer
 from rlhf.curves import Log
 from rlhf.encoding import pad_batch
 from rlhf.models import fresh_head_expected, load_scorer, lora_config, save_model, set_determinism, trainer_settings
-from rlhf.pair_losses import OBJECTIVES, PairBatch
 from rlhf.pairs import Pairs, read_batch, score_margins
 from rlhf.params import RewardParams
-from rlhf.selective import mass_schedule
+from rlhf.reward_losses import OBJECTIVES, RewardBatch
+from rlhf.selective import mass_schedule, orient_batch
 from rlhf.training import CurveReporter, evaluation_steps, fold_adapter
 
 
@@ -91,15 +91,13 @@ class PairwiseTrainer(RewardTrainer):
         margins = chosen_scores - rejected_scores
         section = self.section
         mass = mass_schedule(self.state.epoch or 0.0, section.warmup_epochs, section.ramp_epochs, self.noise_rate)
-        batch = PairBatch(
-            chosen - rejected,
-            margins,
+        batch = RewardBatch(
+            *orient_batch(chosen - rejected, margins, self.generator),
             mass,
             self.noise_rate,
             torch.from_numpy(self.verdict.doubt[rows]).to(margins),
             torch.from_numpy(self.verdict.believed[rows]).to(margins.device),
             section.label_weight,
-            self.generator,
         )
         loss, kept = OBJECTIVES[section.objective](batch)
         self.ledger.enter(rows, margins.detach().cpu().numpy(), kept.cpu().numpy(), mass)

@@ -133,27 +133,12 @@ def mass_schedule(epoch: float, warmup_epochs: float, ramp_epochs: float, noise_
     return 1.0 - noise_rate * done
 
 
-def selective_loss(
-    differences: torch.Tensor,
-    margins: torch.Tensor,
-    mass: float,
-    label_weight: float,
-    generator: torch.Generator,
-    doubt: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""The pairwise selective loss: labels that contradict predictions nearby are left out.
+def orient_batch(
+    differences: torch.Tensor, margins: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""Turn pairs around at random, so that there are two kinds of labels.
 
-    Each pair is turned around at random, :math:`o_i = \pm 1`, so that labels :math:`y_i = (o_i + 1) / 2` differ. With
-    :math:`z_i = o_i (h^w_i - h^l_i)` and :math:`d_i = r^w_i - r^l_i`
-
-    .. math::
-        S_{ij} = \|z_i - z_j\|^2 / \max S, \quad L_{ij} = BCE(\sigma(o_i d_i), y_j) = \log(1 + e^{-o_i o_j d_i}),
-        \quad C_{ij} = S_{ij} + \kappa L_{ij} + u_j
-
-    and the loss is :math:`\langle \gamma^*, S / \kappa + L \rangle / m`, with :math:`\gamma^*` the partial transport
-    plan of :math:`C` and mass :math:`m`. By the envelope theorem the plan needs no gradient. :math:`S` gets none
-    either: with embeddings that are trained it would be made small by moving all answers to one point. For
-    :math:`m = 1` and a plan on the diagonal the loss is Bradley-Terry's mean of :math:`-\log \sigma(d_i)`.
+    Every pair says "the first is better"; with equal labels the transport plan could only trim the largest losses.
 
     Parameters
     ----------
@@ -161,13 +146,57 @@ def selective_loss(
         Embedding of the chosen minus embedding of the rejected answer.
     margins : torch.Tensor, shape (B,)
         Reward of the chosen minus reward of the rejected answer.
+    generator : torch.Generator
+        Draws the orientations; on the CPU.
+
+    Returns
+    -------
+    points : torch.Tensor, shape (B, D)
+        First minus second answer, without gradient.
+    logits : torch.Tensor, shape (B,)
+        Of the first answer being better.
+    labels : torch.Tensor, shape (B,)
+        1 where the first answer is the chosen one, else -1.
+    """
+    labels = torch.randint(0, 2, (len(margins),), generator=generator).mul(2).sub(1).to(margins.device, margins.dtype)
+    return differences.detach().to(margins.dtype) * labels[:, None], margins * labels, labels
+
+
+def selective_loss(
+    points: torch.Tensor,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    mass: float,
+    label_weight: float,
+    doubt: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""The selective loss: labels that contradict predictions nearby are left out.
+
+    For points :math:`z_i` with logits :math:`s_i` and labels :math:`y_i = \pm 1`
+
+    .. math::
+        S_{ij} = \|z_i - z_j\|^2 / \max S, \quad L_{ij} = BCE(\sigma(s_i), y_j) = \log(1 + e^{-y_j s_i}),
+        \quad C_{ij} = S_{ij} + \kappa L_{ij} + u_j
+
+    and the loss is :math:`\langle \gamma^*, S / \kappa + L \rangle / m`, with :math:`\gamma^*` the partial transport
+    plan of :math:`C` and mass :math:`m`. By the envelope theorem the plan needs no gradient. :math:`S` gets none
+    either: with embeddings that are trained it would be made small by moving all answers to one point. For
+    :math:`m = 1` and a plan on the diagonal the loss is the mean of :math:`-\log \sigma(y_i s_i)`: of oriented pairs
+    Bradley-Terry's, of ratings logistic regression's.
+
+    Parameters
+    ----------
+    points : torch.Tensor, shape (B, D)
+        Embeddings of rated answers, or oriented differences of pairs (`orient_batch`).
+    logits : torch.Tensor, shape (B,)
+        The model's prediction; its gradient is the loss's.
+    labels : torch.Tensor, shape (B,)
+        1 or -1.
     mass : float in (0, 1]
         Share of the batch that is kept.
     label_weight : float > 0
-        :math:`\kappa`. Small: pairs are matched with themselves and the loss is small-loss trimming. Large: predictions
-        are matched with whatever label agrees, near or far.
-    generator : torch.Generator
-        Draws the orientations; on the CPU.
+        :math:`\kappa`. Small: predictions are matched with their own labels and the loss is small-loss trimming. Large:
+        they are matched with whatever label agrees, near or far.
     doubt : torch.Tensor, shape (B,), or None for zeros
         :math:`u`, what is known against a label from elsewhere, in nats (rlhf.trust); it only steers the plan.
 
@@ -175,7 +204,7 @@ def selective_loss(
     -------
     loss : torch.Tensor, scalar
     kept : torch.Tensor, shape (B,)
-        Share of each pair's label that the plan uses, between 0 (left out) and 1, without gradient.
+        Share of each label that the plan uses, between 0 (left out) and 1, without gradient.
 
     Raises
     ------
@@ -185,36 +214,33 @@ def selective_loss(
     References
     ----------
     .. [1] Pan et al. (2026). Optimal Transport for LLM Reward Modeling from Noisy Preference. arXiv 2605.06036;
-       the published method is pointwise, the pairwise form is this project's (docs/methods/selectiverm.md).
+       pointwise; the pairwise form and the doubt are this project's (docs/methods/selectiverm.md).
     """
-    _check_loss_input(differences, margins, label_weight, doubt)
-    size = len(margins)
-    turns = torch.randint(0, 2, (size,), generator=generator).mul(2).sub(1)
-    turns = turns.to(margins.device, margins.dtype)
-    semantic = _semantic_cost(differences.detach().to(margins.dtype) * turns[:, None])
-    label = softplus(-turns[:, None] * turns[None, :] * margins[:, None])
+    _check_loss_input(points, logits, labels, label_weight, doubt)
+    semantic = _semantic_cost(points.detach())
+    label = softplus(-labels[None, :] * logits[:, None])
     cost = semantic + label_weight * label.detach()
-    plan = transport_plan(cost if doubt is None else cost + doubt.to(margins), mass)
+    plan = transport_plan(cost if doubt is None else cost + doubt.to(cost), mass)
     loss = (plan * (semantic / label_weight + label)).sum() / mass
-    return loss, size * plan.sum(0)
+    return loss, len(logits) * plan.sum(0)
 
 
 def _check_loss_input(
-    differences: torch.Tensor, margins: torch.Tensor, label_weight: float, doubt: torch.Tensor | None
+    points: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, label_weight: float, doubt: torch.Tensor | None
 ) -> None:
-    if doubt is not None and doubt.shape != margins.shape:
-        raise ValueError(f"doubt has shape {tuple(doubt.shape)}, margins {tuple(margins.shape)}; pass one per pair")
-    if differences.ndim != 2 or margins.shape != differences.shape[:1]:
+    if doubt is not None and doubt.shape != logits.shape:
+        raise ValueError(f"doubt has shape {tuple(doubt.shape)}, logits {tuple(logits.shape)}; pass one per sample")
+    if points.ndim != 2 or logits.shape != points.shape[:1] or labels.shape != logits.shape:
         raise ValueError(
-            f"differences {tuple(differences.shape)} and margins {tuple(margins.shape)} do not fit; "
-            "pass (B, D) and (B,) of the same batch"
+            f"points {tuple(points.shape)}, logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit; "
+            "pass (B, D), (B,) and (B,) of the same batch"
         )
     if not (label_weight > 0 and np.isfinite(label_weight)):
         raise ValueError(f"label_weight is {label_weight}; choose a positive number, e.g. 1")
 
 
-def _semantic_cost(oriented: torch.Tensor) -> torch.Tensor:
+def _semantic_cost(points: torch.Tensor) -> torch.Tensor:
     """Squared distances of (B, D) points, divided by the largest; exactly 0 on the diagonal."""
-    distances = torch.cdist(oriented, oriented, compute_mode="donot_use_mm_for_euclid_dist").square()
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
     largest = distances.max()
     return distances / largest if largest > 0 else distances

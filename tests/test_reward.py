@@ -18,9 +18,9 @@ from rlhf.curves import no_log
 from rlhf.data.formats import Row, with_ids, write_rows
 from rlhf.errors import UserError
 from rlhf.models import load_scorer, load_tokenizer, save_model
-from rlhf.pair_losses import OBJECTIVES
 from rlhf.params import AdapterParams, RewardParams
 from rlhf.pretraining import train_tokenizer
+from rlhf.reward_losses import OBJECTIVES
 
 
 def make_rows(count: int, first: int = 0) -> list[Row]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid, softplus
 
 import rlhf.selective
-from rlhf.selective import mass_schedule, selective_loss, transport_plan
+from rlhf.selective import mass_schedule, orient_batch, selective_loss, transport_plan
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -119,6 +119,17 @@ def test_mass_drops_at_once_without_a_ramp() -> None:
     assert mass_schedule(0.9, 1, 0, 0.3) == 1.0
 
 
+def pairwise_loss(
+    differences: torch.Tensor,
+    margins: torch.Tensor,
+    mass: float,
+    label_weight: float,
+    generator: torch.Generator,
+    doubt: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return selective_loss(*orient_batch(differences, margins, generator), mass, label_weight, doubt)
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -132,7 +143,7 @@ def seed_with_equal_turns(size: int) -> int:
 def test_equal_labels_and_full_mass_give_bradley_terry(label_weight: float) -> None:
     """With equal labels L does not depend on the column: any full plan costs what the diagonal costs, S = 0 on it."""
     margins = draw(1, 6)
-    loss, kept = selective_loss(draw(2, 6, 3), margins, 1.0, label_weight, seeded(seed_with_equal_turns(6)))
+    loss, kept = pairwise_loss(draw(2, 6, 3), margins, 1.0, label_weight, seeded(seed_with_equal_turns(6)))
     assert loss.item() == pytest.approx(-logsigmoid(margins).mean().item(), abs=1e-8)
     torch.testing.assert_close(kept, torch.ones(6, dtype=torch.float64))
 
@@ -140,7 +151,7 @@ def test_equal_labels_and_full_mass_give_bradley_terry(label_weight: float) -> N
 @pytest.mark.parametrize("label_weight", [10.0, 1000.0])
 def test_equal_labels_and_high_label_weight_trim_the_largest_losses(label_weight: float) -> None:
     margins = torch.tensor([3.0, -2.0, 1.0, 0.5, -4.0, 2.0], dtype=torch.float64)
-    loss, kept = selective_loss(draw(2, 6, 3), margins, 4 / 6, label_weight, seeded(seed_with_equal_turns(6)))
+    loss, kept = pairwise_loss(draw(2, 6, 3), margins, 4 / 6, label_weight, seeded(seed_with_equal_turns(6)))
     assert kept.round().tolist() == [1, 0, 1, 1, 0, 1]
     assert loss.item() == pytest.approx(softplus(-margins).sort().values[:4].mean().item(), abs=1e-8)
 
@@ -149,7 +160,7 @@ def test_equal_labels_and_high_label_weight_trim_the_largest_losses(label_weight
 def test_low_label_weight_trims_the_largest_losses_in_any_orientation(seed: int) -> None:
     """Where distance decides, every label is matched with its own prediction, and the worst of these are left out."""
     margins = draw(seed, 12)
-    loss, kept = selective_loss(draw(seed + 50, 12, 4), margins, 0.75, 1e-4, seeded(seed))
+    loss, kept = pairwise_loss(draw(seed + 50, 12, 4), margins, 0.75, 1e-4, seeded(seed))
     expected = softplus(-margins).sort().values[:9]
     assert loss.item() == pytest.approx(expected.mean().item(), abs=1e-8)
     assert set(torch.nonzero(kept < 0.5).flatten().tolist()) == set(margins.argsort()[:3].tolist())
@@ -159,7 +170,7 @@ def test_a_high_label_weight_sees_only_how_many_labels_of_each_kind_there_are() 
     """Predictions that are the labels shifted by one: often wrong, yet as many of each kind as there are labels."""
     turns = torch.randint(0, 2, (12,), generator=seeded()).mul(2).sub(1).double()
     margins = 3 * turns * turns.roll(1)
-    loss, _ = selective_loss(draw(1, 12, 4), margins, 1.0, 1e6, seeded())
+    loss, _ = pairwise_loss(draw(1, 12, 4), margins, 1.0, 1e6, seeded())
     assert (margins < 0).any()
     assert loss.item() == pytest.approx(softplus(torch.tensor(-3.0)).item(), abs=1e-4)
 
@@ -169,7 +180,7 @@ def test_what_is_left_out_is_a_label_not_a_prediction() -> None:
     wanted = [1, 1, 0]
     seed = next(s for s in range(1000) if torch.randint(0, 2, (3,), generator=seeded(s)).tolist() == wanted)
     margins = torch.tensor([3.0, 0.1, -3.0], dtype=torch.float64)
-    _, kept = selective_loss(draw(1, 3, 4), margins, 2 / 3, 1e3, seeded(seed))
+    _, kept = pairwise_loss(draw(1, 3, 4), margins, 2 / 3, 1e3, seeded(seed))
     assert kept.round(decimals=6).tolist() == [1, 1, 0]
 
 
@@ -178,7 +189,7 @@ def test_a_wrong_label_among_neighbours_that_agree_is_left_out() -> None:
     differences = torch.ones(10, 3, dtype=torch.float64) + 0.01 * draw(0, 10, 3)
     margins = torch.full((10,), 2.0, dtype=torch.float64)
     differences[4], margins[4] = -differences[4], -margins[4]
-    _, kept = selective_loss(differences, margins, 0.9, 1.0, seeded(3))
+    _, kept = pairwise_loss(differences, margins, 0.9, 1.0, seeded(3))
     assert kept.argmin().item() == 4
     assert kept[4].item() == pytest.approx(0, abs=1e-9)
 
@@ -186,20 +197,20 @@ def test_a_wrong_label_among_neighbours_that_agree_is_left_out() -> None:
 def test_gradient_agrees_with_finite_differences_of_the_solved_problem() -> None:
     differences = draw(5, 8, 3)
     margins = draw(6, 8).requires_grad_()
-    loss, _ = selective_loss(differences, margins, 0.7, 0.5, seeded())
+    loss, _ = pairwise_loss(differences, margins, 0.7, 0.5, seeded())
     (gradient,) = torch.autograd.grad(loss, margins)
     step = 1e-6
     for i in range(8):
         shift = torch.zeros(8, dtype=torch.float64)
         shift[i] = step
-        above, _ = selective_loss(differences, margins.detach() + shift, 0.7, 0.5, seeded())
-        below, _ = selective_loss(differences, margins.detach() - shift, 0.7, 0.5, seeded())
+        above, _ = pairwise_loss(differences, margins.detach() + shift, 0.7, 0.5, seeded())
+        below, _ = pairwise_loss(differences, margins.detach() - shift, 0.7, 0.5, seeded())
         assert gradient[i].item() == pytest.approx(((above - below) / (2 * step)).item(), abs=1e-6)
 
 
 def test_embeddings_get_no_gradient_from_the_loss() -> None:
     differences, margins = draw(5, 4, 3).requires_grad_(), draw(6, 4).requires_grad_()
-    selective_loss(differences, margins, 0.5, 1.0, seeded())[0].backward()
+    pairwise_loss(differences, margins, 0.5, 1.0, seeded())[0].backward()
     assert differences.grad is None
     assert margins.grad is not None
 
@@ -207,7 +218,7 @@ def test_embeddings_get_no_gradient_from_the_loss() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 16), st.floats(0.5, 1), st.floats(0.01, 100))
 def test_kept_labels_add_up_to_the_mass(seed: int, size: int, mass: float, label_weight: float) -> None:
-    loss, kept = selective_loss(draw(seed, size, 3), draw(seed + 1, size), mass, label_weight, seeded(seed))
+    loss, kept = pairwise_loss(draw(seed, size, 3), draw(seed + 1, size), mass, label_weight, seeded(seed))
     assert torch.isfinite(loss)
     assert kept.sum().item() == pytest.approx(mass * size)
     assert kept.min() >= 0
@@ -215,17 +226,17 @@ def test_kept_labels_add_up_to_the_mass(seed: int, size: int, mass: float, label
 
 
 def test_doubts_of_another_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"doubt has shape \(3,\), margins \(2,\); pass one per pair"):
-        selective_loss(torch.zeros(2, 2), torch.zeros(2), 0.5, 1.0, seeded(), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"doubt has shape \(3,\), logits \(2,\); pass one per sample"):
+        pairwise_loss(torch.zeros(2, 2), torch.zeros(2), 0.5, 1.0, seeded(), torch.zeros(3))
 
 
 def test_identical_embeddings_and_large_margins_stay_finite() -> None:
-    loss, _ = selective_loss(torch.ones(4, 2), torch.tensor([500.0, -500.0, 0.0, 1.0]), 1.0, 1.0, seeded())
+    loss, _ = pairwise_loss(torch.ones(4, 2), torch.tensor([500.0, -500.0, 0.0, 1.0]), 1.0, 1.0, seeded())
     assert torch.isfinite(loss)
 
 
 @pytest.mark.parametrize(
-    ("differences", "margins", "weight", "message"),
+    ("points", "logits", "weight", "message"),
     [
         (torch.zeros(3, 2), torch.zeros(4), 1.0, "do not fit"),
         (torch.zeros(3), torch.zeros(3), 1.0, "do not fit"),
@@ -234,7 +245,7 @@ def test_identical_embeddings_and_large_margins_stay_finite() -> None:
     ],
 )
 def test_bad_loss_input_is_refused_with_a_remedy(
-    differences: torch.Tensor, margins: torch.Tensor, weight: float, message: str
+    points: torch.Tensor, logits: torch.Tensor, weight: float, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        selective_loss(differences, margins, 0.5, weight, seeded())
+        selective_loss(points, logits, torch.ones(3), 0.5, weight)

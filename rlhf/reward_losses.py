@@ -1,7 +1,8 @@
-"""The losses a reward model can be trained with on preference pairs, some of whose labels are wrong.
+"""The losses a reward model can be trained with on labels some of which are wrong.
 
-Each takes a batch and returns the loss and the share of each label that it used, (pairs,), without gradient. With
-d = r(chosen) − r(rejected) and e the share of wrong labels; docs/methods/selectiverm.md says when to use which.
+Each takes a batch and returns the loss and the share of each label that it used, (B,), without gradient. d is the
+margin by which the model agrees with a label, of a pair r(chosen) − r(rejected), and e the share of wrong labels;
+docs/methods/selectiverm.md says when to use which.
 """
 
 from __future__ import annotations
@@ -19,39 +20,44 @@ GCE_EXPONENT = 0.7
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """What an objective sees of one batch of B pairs.
+class RewardBatch:
+    """What an objective sees of one batch of B labels.
 
-    `differences` (B, D) of the embeddings and `margins` (B,) of the scores, chosen minus rejected; `mass`, the share of
-    labels to use now; `noise_rate`; `doubt` (B,), log odds that a label is wrong by the other pairs, at least 0;
-    `believed` (B,), whether confident learning keeps it; `label_weight`; `generator` on the CPU.
+    `points` (B, D), `logits` (B,) and `labels` (B,) of 1 and -1 as for `selective_loss`; `mass`, the share of labels to
+    use now; `noise_rate`; `doubt` (B,), log odds that a label is wrong by all others, at least 0; `believed` (B,),
+    whether confident learning keeps it; `label_weight`.
     """
 
-    differences: torch.Tensor
-    margins: torch.Tensor
+    points: torch.Tensor
+    logits: torch.Tensor
+    labels: torch.Tensor
     mass: float
     noise_rate: float
     doubt: torch.Tensor
     believed: torch.Tensor
     label_weight: float
-    generator: torch.Generator
+
+    @property
+    def margins(self) -> torch.Tensor:
+        """(B,) logits in favour of the label: of a pair, chosen minus rejected score."""
+        return self.labels * self.logits
 
 
 Losses = tuple[torch.Tensor, torch.Tensor]
 
 
-def bradley_terry(batch: PairBatch) -> Losses:
+def bradley_terry(batch: RewardBatch) -> Losses:
     """Mean of -log σ(d): every label is believed."""
     return _mean(softplus(-batch.margins))
 
 
-def label_smoothing(batch: PairBatch) -> Losses:
+def label_smoothing(batch: RewardBatch) -> Losses:
     """Mean of -(1-e) log σ(d) - e log σ(-d). Source: conservative DPO, Mitchell (2023)."""
     margins, rate = batch.margins, batch.noise_rate
     return _mean((1 - rate) * softplus(-margins) + rate * softplus(margins))
 
 
-def unbiased(batch: PairBatch) -> Losses:
+def unbiased(batch: RewardBatch) -> Losses:
     """Mean of [-(1-e) log σ(d) + e log σ(-d)] / (1-2e): right on average, but without a lower bound.
 
     Source: Natarajan et al. (2013); as robust DPO, Chowdhury et al. (2024).
@@ -60,48 +66,46 @@ def unbiased(batch: PairBatch) -> Losses:
     return _mean(((1 - rate) * softplus(-margins) - rate * softplus(margins)) / (1 - 2 * rate))
 
 
-def symmetric(batch: PairBatch) -> Losses:
+def symmetric(batch: RewardBatch) -> Losses:
     """Mean of σ(-d), the probability of the other label: a wrong label pulls no harder than a right one."""
     return _mean(torch.sigmoid(-batch.margins))
 
 
-def gce(batch: PairBatch) -> Losses:
+def gce(batch: RewardBatch) -> Losses:
     """Mean of (1 - σ(d)^q) / q, generalised cross entropy. Source: Zhang and Sabuncu (2018)."""
     # By the logarithm: the power of a sigmoid that has become 0 has no finite gradient.
     return _mean((1 - torch.exp(-GCE_EXPONENT * softplus(-batch.margins))) / GCE_EXPONENT)
 
 
-def trimmed(batch: PairBatch) -> Losses:
+def trimmed(batch: RewardBatch) -> Losses:
     """Mean of the smallest losses, as many as the mass says. Source: iterative trimming, Shen and Sanghavi (2019)."""
     losses = softplus(-batch.margins)
     kept = losses.detach().topk(max(1, round(batch.mass * len(losses))), largest=False).indices
     return losses[kept].mean(), torch.zeros_like(losses).index_fill(0, kept, 1.0)
 
 
-def cleanlab(batch: PairBatch) -> Losses:
+def cleanlab(batch: RewardBatch) -> Losses:
     """Bradley-Terry without the labels that confident learning finds wrong. Source: Northcutt et al. (2021)."""
     kept = batch.believed.to(batch.margins.dtype)
     return (kept * softplus(-batch.margins)).sum() / kept.sum().clamp_min(1), kept
 
 
-def full_transport(batch: PairBatch) -> Losses:
+def full_transport(batch: RewardBatch) -> Losses:
     """The selective loss that may leave out nothing: what transport does without selection."""
     return selective_plain(replace(batch, mass=1.0))
 
 
-def selective_plain(batch: PairBatch) -> Losses:
-    """Labels that contradict the predictions on pairs nearby are left out; the published idea alone."""
-    return selective_loss(batch.differences, batch.margins, batch.mass, batch.label_weight, batch.generator)
+def selective_plain(batch: RewardBatch) -> Losses:
+    """Labels that contradict the predictions nearby are left out; the published idea alone."""
+    return selective_loss(batch.points, batch.logits, batch.labels, batch.mass, batch.label_weight)
 
 
-def selective(batch: PairBatch) -> Losses:
-    """The same, and a label that all other pairs speak against is dear."""
-    return selective_loss(
-        batch.differences, batch.margins, batch.mass, batch.label_weight, batch.generator, batch.doubt
-    )
+def selective(batch: RewardBatch) -> Losses:
+    """The same, and a label that all others speak against is dear."""
+    return selective_loss(batch.points, batch.logits, batch.labels, batch.mass, batch.label_weight, batch.doubt)
 
 
-OBJECTIVES: dict[str, Callable[[PairBatch], Losses]] = {
+OBJECTIVES: dict[str, Callable[[RewardBatch], Losses]] = {
     function.__name__: function
     for function in (
         bradley_terry,
