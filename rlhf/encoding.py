@@ -31,7 +31,7 @@ def encode_demonstration(tokenizer: Any, row: Row, max_length: int) -> Demonstra
     prompt merges with the first of the completion, the merged one counts as completion.
     """
     prompt_ids = _tokenize(tokenizer, row["prompt"], render_prompt(tokenizer, row["prompt"]))
-    ids = _encode_ended(tokenizer, row["prompt"], row["completion"])
+    ids = encode_answer(tokenizer, row["prompt"], row["completion"])
     start = 0
     while start < min(len(prompt_ids), len(ids)) and prompt_ids[start] == ids[start]:
         start += 1
@@ -40,15 +40,10 @@ def encode_demonstration(tokenizer: Any, row: Row, max_length: int) -> Demonstra
 
 
 def encode_answer(tokenizer: Any, prompt: Any, answer: Any) -> list[int]:
-    """The ids a reward model reads: prompt, answer and always an end token.
+    """Prompt and answer with an end token after the last word, added where template and text have none.
 
     `answer` is a text or a list of messages; a text that answers a conversational prompt is the assistant's turn.
     """
-    return _encode_ended(tokenizer, prompt, answer)
-
-
-def _encode_ended(tokenizer: Any, prompt: Any, answer: Any) -> list[int]:
-    """Prompt and answer with an end token after the last word, added where template and text have none."""
     ids = _tokenize(tokenizer, prompt, _render(tokenizer, prompt, answer))
     last_turn = ids[-1:]
     if is_conversational(prompt):  # a template may write a line break after the end token

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.curves import rounded_number
 from rlhf.data.formats import Row, completion_text, write_rows
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.noise import NoiseEstimate, estimate_noise_rate, orient_pairs
 from rlhf.pairs import sample_rows
 from rlhf.trust import trust_labels
@@ -111,8 +111,9 @@ def _load_embedder(embedder: str) -> tuple[Any, Any]:
         tokenizer: Any = AutoTokenizer.from_pretrained(embedder)
         model = AutoModel.from_pretrained(embedder).eval()
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{embedder} is no embedder ({reason}); give --embedder a model folder or a hub id") from error
+        raise UserError(
+            f"{embedder} is no embedder ({first_line(error)}); give --embedder a model folder or a hub id"
+        ) from error
     tokenizer.truncation_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

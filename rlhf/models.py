@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.params import AdapterParams, TrainingParams
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{folder} holds no tokenizer ({_first_line(error)}); give a model folder or a hub id"
+            f"{folder} holds no tokenizer ({first_line(error)}); give a model folder or a hub id"
         ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {folder} has no end token; set eos_token in its tokenizer_config.json")
@@ -109,16 +109,12 @@ def _load(auto_class: Any, folder: Path | str, section: TrainingParams | None, *
         model = auto_class.from_pretrained(folder, **settings)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{folder} is no model that transformers can load ({_first_line(error)}); "
+            f"{folder} is no model that transformers can load ({first_line(error)}); "
             "give a folder with config.json and model.safetensors, or a hub id"
         ) from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(folder).pad_token_id
     return model
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Literal
 from rlhf.data.files import Records, plain_rows, read_file
 from rlhf.data.formats import Row, with_ids
 from rlhf.data.shapes import SHAPES
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.params import FileSource, HubSource
 
 Kind = Literal["sft", "preferences", "prompts"]
@@ -52,24 +52,20 @@ def _load_hub(source: HubSource) -> Records:
     try:
         dataset = datasets.load_dataset(source.name, source.config, split=source.split, revision=source.revision)
     except (OSError, httpx.HTTPError, DatasetsError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise UserError(
             f"hub dataset {source.name} (revision {source.revision}) cannot be fetched ({reason}); "
             "check the name and the network, or name a local file, which works offline"
         ) from None
     except ValueError as error:
         raise UserError(
-            f"hub dataset {source.name} does not fit ({_first_line(error)}); "
+            f"hub dataset {source.name} does not fit ({first_line(error)}); "
             f"mend config {source.config!r} or split {source.split!r}"
         ) from None
     rows = plain_rows(dataset.with_format(None).to_list(), f"hub dataset {source.name}")
     if not rows:
         raise UserError(f"hub dataset {source.name}, split {source.split}, is empty; name another split")
     return Records(rows, list(range(1, len(rows) + 1)), "row")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _rename(rows: list[Row], columns: dict[str, str], shown: str, kind: str) -> list[Row]:
