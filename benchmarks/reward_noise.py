@@ -1,6 +1,7 @@
 r"""Objectives of the reward model under label noise: a score head on frozen embeddings of crowd-judged arguments.
 
-Every run trains on noisy labels of twelve debates and is tested on the gold labels of four others.
+Every run trains on noisy labels of nine debates, chooses its weight decay by those of three, and is tested on the gold
+labels of four others.
 Results go to one file per cell in --folder; what is there is not run again, and several processes may share it.
 
     python benchmarks/reward_noise.py --pairs …/ukpconvarg1/pairs_5annotators.jsonl.gz --embedder FOLDER_OR_HUB_ID \
@@ -10,6 +11,7 @@ Results go to one file per cell in --folder; what is there is not run again, and
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +26,26 @@ from tqdm import tqdm
 
 from rlhf.data.files import read_file
 from rlhf.reward import JUDGED, Noise
-from rlhf.reward_losses import OBJECTIVES, RewardBatch
+from rlhf.reward_losses import OBJECTIVES, TWINS, RewardBatch
 from rlhf.selective import mass_schedule, orient_batch
 from rlhf.trust import trust_labels
 
 FOLDS = 4
 EPOCHS, BATCH, LEARNING_RATE = 20, 256, 1e-3
 LABEL_WEIGHT, WARMUP_EPOCHS, RAMP_EPOCHS = 0.1, 0.0, 4.0
-NOISES = ("real", "uniform_20", "uniform_40", "classes_10_20", "classes_20_10", "length", "topics", "mixed")
+DECAYS = {"mlp": (0.0, 30.0), "linear": (10.0, 100.0)}
+"""Of AdamW. Without any the MLP memorises every label; below 10 the linear head is no better."""
+NOISES = (
+    "real",
+    "uniform_20",
+    "uniform_40",
+    "classes_10_20",
+    "classes_20_10",
+    "classes_20_20",
+    "length",
+    "topics",
+    "mixed",
+)
 
 
 @dataclass(frozen=True)
@@ -121,90 +135,142 @@ def train(data: Arguments, pairs: np.ndarray, objective: str, noise: Noise, opti
     kind, weight_decay, seed = options
     torch.manual_seed(seed)
     embeddings = torch.from_numpy(data.embeddings)
-    head = Head(embeddings.shape[1], kind)
-    optimiser = torch.optim.AdamW(head.parameters(), LEARNING_RATE, weight_decay=weight_decay)
+    heads = nn.ModuleList(Head(embeddings.shape[1], kind) for _ in range(2 if objective in TWINS else 1))
+    optimiser = torch.optim.AdamW(heads.parameters(), LEARNING_RATE, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
     verdict = noise.verdict()
     chosen, rejected = (embeddings[side] for side in pairs.T)
     for epoch in range(EPOCHS):
         mass = mass_schedule(epoch, WARMUP_EPOCHS, RAMP_EPOCHS, noise.rate)
         for rows in torch.randperm(len(pairs), generator=generator).split(BATCH):
-            margins = head(chosen[rows]) - head(rejected[rows])
+            margins = [head(chosen[rows]) - head(rejected[rows]) for head in heads]
             doubt = torch.from_numpy(verdict.doubt)[rows].float() if verdict else torch.zeros(len(rows))
             believed = torch.from_numpy(verdict.believed)[rows] if verdict else torch.ones(len(rows), dtype=torch.bool)
-            oriented = orient_batch(chosen[rows] - rejected[rows], margins, generator)
-            batch = RewardBatch(*oriented, mass, noise.rate, doubt, believed, LABEL_WEIGHT)
+            points, logits, labels = orient_batch(chosen[rows] - rejected[rows], margins[0], generator)
+            known = (mass, noise.rate, doubt, believed, LABEL_WEIGHT)
+            batch = RewardBatch(points, logits, labels, *known, peer_logits=labels * margins[-1])
             optimiser.zero_grad()
             OBJECTIVES[objective](batch)[0].backward()
             optimiser.step()
     with torch.inference_mode():
-        return head(embeddings).numpy()
+        return heads[0](embeddings).numpy()
 
 
-def run_cell(
-    data: Arguments, noise: str, fold: int, seed: int, heads: list[str], decays: list[float]
-) -> dict[str, Any]:
-    """All objectives on one fold with one draw of the noise: accuracy and AUROC on gold, detection beside them."""
-    generator = np.random.default_rng([seed, fold])
+def run_cell(data: Arguments, noise: str, fold: int, seed: int) -> dict[str, Any]:
+    """All rows on one fold with one draw of the noise: trained on nine debates, decays to choose by three others."""
+    wrong = draw_wrong(data, noise, np.random.default_rng([seed, fold]))
     debates = np.random.default_rng(0).permutation(data.debate.max() + 1) % FOLDS
-    wrong = draw_wrong(data, noise, generator)
     is_test = debates[data.debate] == fold
+    is_validation = np.isin(data.debate, np.flatnonzero(debates != fold)[seed % FOLDS :: FOLDS])
+    is_train = ~is_test & ~is_validation
     sides = np.stack([np.where(wrong, data.worse, data.better), np.where(wrong, data.better, data.worse)], 1)
-    pairs, topics, flipped = sides[~is_test], data.topic[~is_test].tolist(), wrong[~is_test]
-    rate = min(0.49, float(flipped.mean()))
-    differences = data.embeddings[pairs[:, 0]] - data.embeddings[pairs[:, 1]]
-    trusts = {
-        "": trust_labels(differences, pairs, rate, seed),
-        " by topic": trust_labels(differences, pairs, rate, seed, topics),
-    }
+    pairs, flipped = sides[is_train], wrong[is_train]
+    known = study(data, pairs, data.topic[is_train].tolist(), min(0.49, float(flipped.mean())), seed)
     gold = np.stack([data.better, data.worse], 1)[is_test]
-    longer = (data.lengths[gold[:, 0]] > data.lengths[gold[:, 1]]).mean()
-    cell: dict[str, Any] = {"rate": rate, "rows": {"length only": {"accuracy": float(longer)}}}
-    for name, trust in trusts.items():
-        cell[f"detection{name}"] = float(roc_auc_score(flipped, 1 - trust.right))
-    for kind in heads:
-        for objective in OBJECTIVES:
-            for name, trust in trusts.items() if objective in JUDGED else [("", None)]:
-                for decay in decays:
-                    known = Noise(None, rate, None, trust)
-                    scores = train(data, pairs, objective, known, (kind, decay, seed))
-                    margins = scores[gold[:, 0]] - scores[gold[:, 1]]
-                    both = np.concatenate([margins, -margins])
-                    cell["rows"][f"{kind} {decay:g} {objective}{name}"] = {
-                        "accuracy": float((margins > 0).mean()),
-                        "auroc": float(roc_auc_score(np.repeat([1, 0], len(margins)), both)),
-                    }
+    longer = data.lengths[gold[:, 0]] - data.lengths[gold[:, 1]]
+    cell: dict[str, Any] = {
+        "rate": float(flipped.mean()),
+        "detection": {name: grade_detection(noise, flipped) for name, noise in known.items() if noise.trust},
+        "rows": {"constant": measure(np.zeros(len(gold))), "length only": measure(longer)},
+    }
+    for kind, decays in DECAYS.items():
+        for objective, name in itertools.product(OBJECTIVES, known):
+            if (objective in JUDGED) != (known[name].trust is not None) or ("rate" in name and kind != "mlp"):
+                continue
+            for decay in decays if "rate" not in name else [0.0]:
+                scores = train(data, pairs, objective, known[name], (kind, decay, seed))
+                seen = measure(scores[sides[is_validation, 0]] - scores[sides[is_validation, 1]])
+                found = measure(scores[gold[:, 0]] - scores[gold[:, 1]])
+                cell["rows"][f"{kind} {decay:g} {objective}{name}"] = {**found, "validation": seen["auroc"]}
     return cell
 
 
-def show(cells: list[dict[str, Any]], reference: str) -> None:
-    """Accuracy in percent, its paired difference to the reference with standard error, and Holm's p-value."""
-    names = list(cells[0]["rows"])
-    accuracy = {name: np.array([100 * cell["rows"][name]["accuracy"] for cell in cells]) for name in names}
+def study(data: Arguments, pairs: np.ndarray, topics: list[str], rate: float, seed: int) -> dict[str, Noise]:
+    """What an objective may be told: the true rate, trust in each label, by topic, or with a rate that is wrong."""
+    differences = data.embeddings[pairs[:, 0]] - data.embeddings[pairs[:, 1]]
+    rates = {"": rate, ", rate -.1": max(0.0, rate - 0.1), ", rate +.1": min(0.49, rate + 0.1)}
+    noises = {
+        name: Noise(None, used, None, trust_labels(differences, pairs, used, seed)) for name, used in rates.items()
+    }
+    grouped = trust_labels(differences, pairs, rate, seed, topics)
+    return {" ": Noise(None, rate, None, None), **noises, " by topic": Noise(None, rate, None, grouped)}
+
+
+def grade_detection(noise: Noise, flipped: np.ndarray) -> dict[str, float]:
+    """AUROC of the doubts, and precision and recall of the labels that are most likely wrong."""
+    verdict, trust = noise.verdict(), noise.trust
+    assert verdict
+    assert trust
+    called = ~verdict.believed
+    hits = float((called & flipped).sum())
+    return {
+        "auroc": float(roc_auc_score(flipped, 1 - trust.right)),
+        "precision": hits / max(1, int(called.sum())),
+        "recall": hits / max(1, int(flipped.sum())),
+    }
+
+
+def measure(margins: np.ndarray) -> dict[str, float]:
+    """Of margins (pairs,) in favour of the better argument; MAE, R² and ECE are those of its probability."""
+    right = 1 / (1 + np.exp(-margins.astype(float)))
+    sure = np.maximum(right, 1 - right)
+    place = np.minimum(((sure - 0.5) * 20).astype(int), 9)
+    hit = (margins > 0) + 0.5 * (margins == 0)
+    gaps = [np.abs(hit[place == k].mean() - sure[place == k].mean()) * (place == k).mean() for k in np.unique(place)]
+    return {
+        "accuracy": float(hit.mean()),
+        "auroc": float(roc_auc_score(np.repeat([1, 0], len(margins)), np.concatenate([margins, -margins]))),
+        "mae": float((1 - right).mean()),
+        "r2": float(1 - np.square(1 - right).mean() / 0.25),
+        "ece": float(np.sum(gaps)),
+    }
+
+
+def choose(cells: list[dict[str, Any]], kind: str) -> dict[str, list[dict[str, float]]]:
+    """Of each row one result per cell: without decay, and with the decay that the noisy validation labels prefer."""
+    rows: dict[str, list[dict[str, float]]] = {
+        name: [c["rows"][name] for c in cells] for name in ("constant", "length only")
+    }
+    for cell in cells:
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name, row in cell["rows"].items():
+            if name.startswith(kind + " "):
+                _, decay, objective = name.split(" ", 2)
+                found.setdefault(objective.strip(), {})[decay] = row
+        for objective, by_decay in found.items():
+            if "0" in by_decay:
+                rows.setdefault(objective, []).append(by_decay["0"])
+            if len(by_decay) > 1:
+                best = max(by_decay.values(), key=lambda row: row["validation"])
+                rows.setdefault(f"{objective}, tuned decay", []).append(best)
+    return rows
+
+
+def show(rows: dict[str, list[dict[str, float]]], reference: str) -> None:
+    """Means; the paired difference of accuracy to the reference with standard error, and Holm's p-value."""
+    accuracy = {name: np.array([100 * result["accuracy"] for result in results]) for name, results in rows.items()}
     tests = {n: ttest_rel(v, accuracy[reference]).pvalue for n, v in accuracy.items() if n != reference}
     adjusted, worst = {}, 0.0
     for rank, name in enumerate(sorted(tests, key=lambda one: tests[one])):
         worst = max(worst, min(1.0, tests[name] * (len(tests) - rank)))
         adjusted[name] = worst
-    print("| row | accuracy | difference | standard error | p (Holm) |\n|---|---|---|---|---|")
+    print("| row | accuracy | difference | p (Holm) | AUROC | MAE | R² | ECE |\n|---|---|---|---|---|---|---|---|")
     for name, values in accuracy.items():
         difference = values - accuracy[reference]
         error = difference.std(ddof=1) / len(difference) ** 0.5
-        print(
-            f"| {name} | {values.mean():.1f} | {difference.mean():+.1f} | {error:.1f} | {adjusted.get(name, 1):.3f} |"
-        )
+        others = " | ".join(f"{np.mean([r[k] for r in rows[name]]):.3f}" for k in ("auroc", "mae", "r2", "ece"))
+        figures = f"{values.mean():.1f} | {difference.mean():+.1f} ± {error:.1f} | {adjusted.get(name, 1):.3f}"
+        print(f"| {name} | {figures} | {others} |")
 
 
 def main() -> None:
-    """Run what is missing and print a table per kind of noise."""
+    """Run what is missing and print two tables per kind of noise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--embedder", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=list(NOISES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--heads", nargs="+", choices=("mlp", "linear"), default=["mlp", "linear"])
-    parser.add_argument("--weight-decay", type=float, nargs="+", default=[0.0, 1.0])
     options = parser.parse_args()
     data = load(options.pairs, options.embedder, options.folder / "embeddings.npy")
     for noise in options.noise:
@@ -212,12 +278,18 @@ def main() -> None:
         for seed, fold in tqdm([(seed, fold) for seed in options.seeds for fold in range(FOLDS)], desc=noise):
             path = options.folder / f"{noise}-{seed}-{fold}.json"
             if not path.exists():
-                cell = run_cell(data, noise, fold, seed, options.heads, options.weight_decay)
-                path.write_text(json.dumps(cell, indent=1), encoding="utf-8")
+                path.write_text(json.dumps(run_cell(data, noise, fold, seed), indent=1), encoding="utf-8")
             cells.append(json.loads(path.read_text(encoding="utf-8")))
-        detection = {k: np.mean([cell[k] for cell in cells]).round(3) for k in cells[0] if k.startswith("detection")}
-        print(f"\n{noise}: {np.mean([cell['rate'] for cell in cells]):.3f} of the labels wrong; {detection}\n")
-        show(cells, f"{options.heads[0]} {options.weight_decay[0]:g} bradley_terry")
+        print(f"\n{noise}: {np.mean([cell['rate'] for cell in cells]):.3f} of the labels wrong, {len(cells)} cells")
+        for name in cells[0]["detection"]:
+            figures = {
+                k: round(float(np.mean([c["detection"][name][k] for c in cells])), 3)
+                for k in ("auroc", "precision", "recall")
+            }
+            print(f"detection{name}: {figures}")
+        for kind in DECAYS:
+            print(f"\n{kind} head\n")
+            show(choose(cells, kind), "bradley_terry, tuned decay" if kind == "linear" else "bradley_terry")
 
 
 if __name__ == "__main__":

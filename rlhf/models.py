@@ -194,9 +194,19 @@ def merge_adapter(model: Any, sample: dict[str, Any]) -> PreTrainedModel:
 
 
 def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[str, Any]:
-    """Arguments common to all of TRL's configurations; every default that bites is set."""
+    """Arguments common to all of TRL's configurations; every default that bites is set.
+
+    A batch is that of all processes together: a launcher with more of them changes no result.
+    Raises UserError where they cannot share it evenly.
+    """
     import torch
 
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if section.batch_size % processes:
+        raise UserError(
+            f"batch_size is {section.batch_size}, which {processes} processes cannot share evenly; "
+            "choose a multiple, or launch another number of processes"
+        )
     return {
         "output_dir": str(folder),
         "seed": seed,
@@ -206,8 +216,8 @@ def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[s
         "warmup_steps": section.warmup_share if section.warmup_share < 1 else 0.999,
         "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_grad_norm,
-        "per_device_train_batch_size": section.batch_size,
-        "per_device_eval_batch_size": section.batch_size,
+        "per_device_train_batch_size": section.batch_size // processes,
+        "per_device_eval_batch_size": section.batch_size // processes,
         "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "activation_checkpointing": section.gradient_checkpointing,
         # Said aloud, or the trainer refuses bf16 without a GPU.

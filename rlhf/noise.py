@@ -1,7 +1,8 @@
-"""How many preferences are wrong: confident learning on frozen embeddings."""
+"""How many preferences are wrong: by confident learning on frozen embeddings, or by how annotators agree."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,47 @@ def estimate_noise_rate(features: np.ndarray, labels: np.ndarray, groups: list[s
             "reward.noise_rate to a number"
         )
     return NoiseEstimate(rate, low, high)
+
+
+def estimate_from_agreement(places: Sequence[Hashable], ways: Sequence[bool], seed: int) -> NoiseEstimate:
+    """Estimate the share of wrong votes by how often two votes on the same two answers agree.
+
+    `places` (votes,) names the two answers whatever their order, `ways` (votes,) which of them was preferred. Two
+    independent votes that are wrong with probability e agree with probability (1-e)² + e². Where some comparisons are
+    harder than others, e is somewhat below the mean. Raises UserError without two votes on one comparison, or where
+    votes agree no more often than coins.
+    """
+    import numpy as np
+
+    _, place = np.unique([str(name) for name in places], return_inverse=True)
+    total = np.bincount(place)
+    first = np.bincount(place, np.asarray(ways, dtype=float))
+    other = total - first
+    agreeing, pairs = first * (first - 1) + other * (other - 1), total * (total - 1.0)
+    if not pairs.any():
+        raise UserError(
+            f"none of the {len(total)} comparisons has two votes, so annotators cannot be compared; "
+            "set reward.noise_rate to a number or to estimate"
+        )
+    agreement = agreeing.sum() / pairs.sum()
+    if agreement <= 0.5:
+        raise UserError(
+            f"annotators agree on {agreement:.2f} of their common comparisons, no more than coins would; "
+            "check that the columns chosen and rejected mean the same for all of them"
+        )
+    generator = np.random.default_rng(seed)
+    rates = []
+    for _ in range(REPLICATES):
+        rows = generator.integers(0, len(total), len(total))
+        if pairs[rows].any():
+            rates.append(_rate_of_agreement(agreeing[rows].sum() / pairs[rows].sum()))
+    low, high = np.quantile(rates, (0.025, 0.975))
+    return NoiseEstimate(_rate_of_agreement(agreement), float(low), float(high))
+
+
+def _rate_of_agreement(agreement: float) -> float:
+    """The smaller solution e of (1-e)² + e² = agreement; 0.5 where there is none."""
+    return (1 - max(0.0, 2 * float(agreement) - 1) ** 0.5) / 2
 
 
 def _check_input(features: np.ndarray, labels: np.ndarray, groups: list[str]) -> None:

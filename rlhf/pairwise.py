@@ -19,7 +19,7 @@ from rlhf.encoding import pad_batch
 from rlhf.models import fresh_head_expected, load_scorer, lora_config, save_model, set_determinism, trainer_settings
 from rlhf.pairs import Pairs, read_batch, score_margins
 from rlhf.params import RewardParams
-from rlhf.reward_losses import OBJECTIVES, RewardBatch
+from rlhf.reward_losses import OBJECTIVES, TWINS, RewardBatch
 from rlhf.selective import mass_schedule, orient_batch
 from rlhf.training import CurveReporter, evaluation_steps, fold_adapter
 
@@ -71,7 +71,10 @@ class Verdict:
 
 
 class PairwiseTrainer(RewardTrainer):
-    """TRL's reward trainer with another loss; the attributes below are set before training."""
+    """TRL's reward trainer with another loss; the attributes below are set before training.
+
+    The loss is that of the whole batch: with several processes the objective sees the pairs of all of them.
+    """
 
     section: RewardParams
     noise_rate: float
@@ -79,29 +82,52 @@ class PairwiseTrainer(RewardTrainer):
     generator: torch.Generator
     ledger: Ledger
     verdict: Verdict
+    leads: np.ndarray | None
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        rows = inputs.pop("rows").cpu().numpy()
-        head = self.accelerator.unwrap_model(model)
+        rows = self._whole(inputs.pop("rows")).cpu().numpy()
+        head: Any = self.accelerator.unwrap_model(model)
         scores, embeddings = read_batch(model, head, inputs, self.padding)
-        chosen, rejected = embeddings.detach().chunk(2)
-        chosen_scores, rejected_scores = scores.chunk(2)
-        margins = chosen_scores - rejected_scores
+        differences = self._whole(torch.sub(*embeddings.detach().chunk(2)))
+        margins = self._whole(torch.sub(*scores.chunk(2)))
         section = self.section
         mass = mass_schedule(self.state.epoch or 0.0, section.warmup_epochs, section.ramp_epochs, self.noise_rate)
+        points, logits, labels = orient_batch(differences, margins, self.generator)
+        peer_logits = None
+        if section.objective in TWINS:
+            peer_scores, _ = read_batch(head.peer, head.peer, inputs, self.padding)
+            peer_logits = labels * self._whole(torch.sub(*peer_scores.chunk(2)))
         batch = RewardBatch(
-            *orient_batch(chosen - rejected, margins, self.generator),
+            points,
+            logits,
+            labels,
             mass,
             self.noise_rate,
             torch.from_numpy(self.verdict.doubt[rows]).to(margins),
             torch.from_numpy(self.verdict.believed[rows]).to(margins.device),
             section.label_weight,
+            None if self.leads is None else torch.from_numpy(self.leads[rows]).to(margins),
+            peer_logits,
         )
         loss, kept = OBJECTIVES[section.objective](batch)
+        if section.center_rewards_coefficient:
+            sums = self._whole(torch.add(*scores.chunk(2)))
+            loss = loss + section.center_rewards_coefficient * sums.square().mean()
         self.ledger.enter(rows, margins.detach().cpu().numpy(), kept.cpu().numpy(), mass)
+        # Every process has the loss of the whole batch, but the gradient of its part alone, and these are averaged.
+        loss = loss + (self.accelerator.num_processes - 1) * (loss - loss.detach())
         return (loss, {"logits": scores}) if return_outputs else loss
+
+    def _whole(self, part: torch.Tensor) -> torch.Tensor:
+        """The batch of all processes in their order, of which this process's part alone carries a gradient."""
+        if self.accelerator.num_processes == 1:
+            return part
+        gathered: Any = self.accelerator.gather(part.detach())
+        parts = list(gathered.chunk(self.accelerator.num_processes))
+        parts[self.accelerator.process_index] = part
+        return torch.cat(parts)
 
 
 class HeldOutCurve(TrainerCallback):
@@ -132,7 +158,7 @@ def measure_margins(margins: np.ndarray) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Job:
-    """One model to train: start, data, objective's noise rate, and where the result goes."""
+    """One model to train: start, data, what is known of its labels, and where the result goes."""
 
     start: Path
     tokenizer: Any
@@ -141,12 +167,15 @@ class Job:
     noise_rate: float
     model: Path
     verdict: Verdict | None = None
+    leads: np.ndarray | None = None
 
 
 def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[Any, Ledger]:
     """Train one score model, fold its adapter, save it, and return it with the ledger of its training pairs."""
     set_determinism(seed)
     model = load_fresh_scorer(job, section)
+    if section.objective in TWINS:
+        model.add_module("peer", _load_peer(job, section))
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(section, seed, Path(folder))
         trainer = _build_trainer(section, job, model, settings)
@@ -154,13 +183,17 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
         trainer.generator = torch.Generator().manual_seed(seed)
         trainer.ledger = Ledger.blank(len(job.train))
         trainer.verdict = job.verdict or Verdict.blank(len(job.train))
+        trainer.leads = job.leads
         trainer.add_callback(CurveReporter(log, trainer.ledger.take_figures))
         if job.test is not None and len(job.test):
             trainer.add_callback(HeldOutCurve(trainer.model, job.test, section, log))
         trainer.train()
+    if section.objective in TWINS:
+        del model.peer
     sample = pad_batch(job.train.chosen[:8], job.tokenizer.pad_token_id)
     merged = fold_adapter(trainer.model, section.adapter, sample, lambda: load_fresh_scorer(job))
-    save_model(merged, job.tokenizer, job.model)
+    if trainer.accelerator.is_main_process:
+        save_model(merged, job.tokenizer, job.model)
     return merged, trainer.ledger
 
 
@@ -173,6 +206,13 @@ def load_fresh_scorer(job: Job, section: RewardParams | None = None) -> Any:
     return model
 
 
+def _load_peer(job: Job, section: RewardParams) -> Any:
+    """A second model from the same start, whose score head is drawn: two equal ones would stay equal."""
+    peer = load_fresh_scorer(job, section)
+    torch.nn.init.normal_(peer.score.weight, std=peer.config.initializer_range)
+    return peer
+
+
 def _build_trainer(section: RewardParams, job: Job, model: Any, settings: dict[str, Any]) -> PairwiseTrainer:
     rows = {"chosen_ids": job.train.chosen, "rejected_ids": job.train.rejected, "row": list(range(len(job.train)))}
     padding = job.tokenizer.pad_token_id
@@ -183,8 +223,13 @@ def _build_trainer(section: RewardParams, job: Job, model: Any, settings: dict[s
 
     return PairwiseTrainer(
         model=model,
-        # Longer pairs are left out, and counted, already: TRL would drop them without a word.
-        args=RewardConfig(**settings, num_train_epochs=section.epochs, max_length=None, remove_unused_columns=False),
+        args=RewardConfig(
+            **settings,
+            num_train_epochs=section.epochs,
+            max_length=None,  # longer pairs are left out, and counted, already: TRL would drop them without a word
+            remove_unused_columns=False,
+            ddp_find_unused_parameters=False,  # a second model is not part of the first one's forward pass
+        ),
         data_collator=collate,
         train_dataset=Dataset.from_dict(rows),
         processing_class=job.tokenizer,

@@ -196,9 +196,12 @@ class SFTParams(TrainingParams):
 
 
 class RewardParams(TrainingParams):
-    """The reward model. `noise_rate` is the share of wrong preferences, or `estimate`.
+    """The reward model.
 
-    `group` names the column by which labels may be wrong together: topic, source or annotator.
+    `noise_rate` is the share of wrong preferences; or `estimate`, by what the embeddings foretell; or `agreement`, by
+    how often annotators of the same two answers agree. `group` names the column by which labels may be wrong together:
+    topic, source or annotator. `margin` names a column of numbers by which the chosen answer's reward should be ahead
+    (bradley_terry). `center_rewards_coefficient` weighs the square of the two rewards' sum.
     """
 
     objective: Literal[
@@ -208,13 +211,16 @@ class RewardParams(TrainingParams):
         "symmetric",
         "gce",
         "trimmed",
+        "co_teaching",
         "cleanlab",
         "full_transport",
         "selective_plain",
         "selective",
     ]
     group: Annotated[str, Field(min_length=1)] | None
-    noise_rate: Annotated[float, Field(ge=0, lt=0.5)] | Literal["estimate"]
+    noise_rate: Annotated[float, Field(ge=0, lt=0.5)] | Literal["estimate", "agreement"]
+    margin: Annotated[str, Field(min_length=1)] | None
+    center_rewards_coefficient: NonNegativeFloat
     label_weight: PositiveFloat
     warmup_epochs: NonNegativeFloat
     ramp_epochs: NonNegativeFloat
@@ -222,6 +228,12 @@ class RewardParams(TrainingParams):
     max_length: PositiveInt
     evaluations: PositiveInt
     judge: bool
+
+    @model_validator(mode="after")
+    def _margin_is_used(self) -> RewardParams:
+        if self.margin is not None and self.objective != "bradley_terry":
+            raise ValueError(f"{self.objective} has no margin; set margin to null, or objective to bradley_terry")
+        return self
 
 
 # rewards ------------------------------------------------------------------------------------------

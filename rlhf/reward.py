@@ -16,7 +16,7 @@ from rlhf.curves import CurveRecorder, Log, no_log, rounded_number, write_json
 from rlhf.data.formats import Row, completion_text, render_prompt, training_rows
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
-from rlhf.noise import NoiseEstimate, estimate_noise_rate, orient_pairs
+from rlhf.noise import NoiseEstimate, estimate_from_agreement, estimate_noise_rate, orient_pairs
 from rlhf.pairs import Pairs, embed_differences, encode_pairs, sample_rows, score_margins
 from rlhf.pairwise import Job, Ledger, Verdict, fit_scorer, load_fresh_scorer, measure_margins
 from rlhf.params import RewardParams
@@ -61,7 +61,8 @@ def train_reward(section: RewardParams, files: RewardFiles, seed: int, log: Log)
     test = _read_pairs(files.test, tokenizer, section.max_length)
     noise = _study_labels(section, files, tokenizer, train, seed)
     recorder = CurveRecorder(log)
-    job = Job(files.start, tokenizer, train, test, noise.rate, files.model, noise.verdict())
+    leads = _read_leads(section, files.train, train)
+    job = Job(files.start, tokenizer, train, test, noise.rate, files.model, noise.verdict(), leads)
     model, ledger = fit_scorer(section, job, seed, recorder)
     recorder.write(files.report / "curves.csv")
     margins = score_margins(model, test, section.batch_size)
@@ -109,13 +110,16 @@ class Noise:
 
 def _study_labels(section: RewardParams, files: RewardFiles, tokenizer: Any, train: Pairs, seed: int) -> Noise:
     """Estimate the noise and, for objectives that ask for it, judge each label, by the untrained model."""
-    groups = _read_groups(section, files.train, train)
+    groups = None if section.group is None else list(map(str, _read_column("group", section.group, files.train, train)))
     is_judged = section.objective in JUDGED
     pairs = train if is_judged else train.sample(ESTIMATION_PAIRS, seed)
     model = load_fresh_scorer(Job(files.start, tokenizer, pairs, None, 0.0, files.start), section)
     differences = embed_differences(model, pairs, section.batch_size)
-    estimate = _estimate_noise(section, differences, pairs, seed)
-    rate = estimate.rate if section.noise_rate == "estimate" and estimate else float(section.noise_rate)
+    if section.noise_rate == "agreement":
+        estimate = _compare_votes(train, seed)
+    else:
+        estimate = _estimate_noise(section, differences, pairs, seed)
+    rate = estimate.rate if isinstance(section.noise_rate, str) and estimate else float(section.noise_rate)
     trust = trust_labels(differences, pairs.number_answers()[0], rate, seed, groups) if is_judged else None
     return Noise(estimate, rate, groups, trust)
 
@@ -149,18 +153,29 @@ def _encode_counted(rows: list[Row], path: Path, tokenizer: Any, max_length: int
     return pairs
 
 
-def _read_groups(section: RewardParams, path: Path, train: Pairs) -> list[str] | None:
-    """The group of each training pair; None where reward.group is null."""
-    if section.group is None:
-        return None
+def _read_column(key: str, column: str, path: Path, train: Pairs) -> list[Any]:
+    """The values of the column that reward.`key` names, one per training pair."""
     rows = {row["id"]: row for row in training_rows(path)}
     for name in train.ids:
-        if rows[name].get(section.group) is None:
+        if rows[name].get(column) is None:
             raise UserError(
-                f"{path}, row {name}: no {section.group!r}, which reward.group names; "
-                f"its columns are {', '.join(rows[name])}; name one of them or set reward.group to null"
+                f"{path}, row {name}: no {column!r}, which reward.{key} names; "
+                f"its columns are {', '.join(rows[name])}; name one of them or set reward.{key} to null"
             )
-    return [str(rows[name][section.group]) for name in train.ids]
+    return [rows[name][column] for name in train.ids]
+
+
+def _read_leads(section: RewardParams, path: Path, train: Pairs) -> np.ndarray | None:
+    """(pairs,) by how much the chosen answer's reward should be ahead; None where reward.margin is null."""
+    if section.margin is None:
+        return None
+    values = _read_column("margin", section.margin, path, train)
+    for name, value in zip(train.ids, values, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise UserError(
+                f"{path}, row {name}: {section.margin} is {value!r}, no number; mend it or set reward.margin to null"
+            )
+    return np.array(values, dtype=float)
 
 
 def _estimate_noise(section: RewardParams, differences: np.ndarray, pairs: Pairs, seed: int) -> NoiseEstimate | None:
@@ -174,6 +189,12 @@ def _estimate_noise(section: RewardParams, differences: np.ndarray, pairs: Pairs
             raise
         logger.warning("no estimate of the noise rate: %s", error)
         return None
+
+
+def _compare_votes(pairs: Pairs, seed: int) -> NoiseEstimate:
+    answers, _ = pairs.number_answers()
+    places = [tuple(sorted(both)) for both in answers.tolist()]
+    return estimate_from_agreement(places, [first < second for first, second in answers.tolist()], seed)
 
 
 def _describe_noise(estimate: NoiseEstimate | None, used: float) -> Metrics:
@@ -253,7 +274,7 @@ def _train_judge(section: RewardParams, files: RewardFiles, seed: int, train: Pa
     """A second model on the held-out pairs with true labels: a yardstick that no policy is trained against."""
     tokenizer = load_tokenizer(files.start)
     pairs = _encode_counted(audit.read_true_rows(files.test), files.test, tokenizer, section.max_length)
-    honest = section.model_copy(update={"objective": "bradley_terry"})
+    honest = section.model_copy(update={"objective": "bradley_terry", "margin": None})
     judge, _ = fit_scorer(honest, Job(files.start, tokenizer, pairs, None, 0.0, files.judge), seed + 1, no_log)
     check_reward_model(files.judge, training_rows(files.test)[:8])
     flips = audit.read_flips(files.train)

@@ -25,7 +25,8 @@ class RewardBatch:
 
     `points` (B, D), `logits` (B,) and `labels` (B,) of 1 and -1 as for `selective_loss`; `mass`, the share of labels to
     use now; `noise_rate`; `doubt` (B,), log odds that a label is wrong by all others, at least 0; `believed` (B,),
-    whether confident learning keeps it; `label_weight`.
+    whether confident learning keeps it; `label_weight`; `leads` (B,), by how much the margin should be above 0;
+    `peer_logits` (B,) of a second model, where the objective is among TWINS.
     """
 
     points: torch.Tensor
@@ -36,6 +37,8 @@ class RewardBatch:
     doubt: torch.Tensor
     believed: torch.Tensor
     label_weight: float
+    leads: torch.Tensor | None = None
+    peer_logits: torch.Tensor | None = None
 
     @property
     def margins(self) -> torch.Tensor:
@@ -47,8 +50,8 @@ Losses = tuple[torch.Tensor, torch.Tensor]
 
 
 def bradley_terry(batch: RewardBatch) -> Losses:
-    """Mean of -log σ(d): every label is believed."""
-    return _mean(softplus(-batch.margins))
+    """Mean of -log σ(d - lead): every label is believed. Source of the lead: Llama 2, section 3.2.2 (2023)."""
+    return _mean(softplus(-batch.margins if batch.leads is None else batch.leads - batch.margins))
 
 
 def label_smoothing(batch: RewardBatch) -> Losses:
@@ -80,8 +83,17 @@ def gce(batch: RewardBatch) -> Losses:
 def trimmed(batch: RewardBatch) -> Losses:
     """Mean of the smallest losses, as many as the mass says. Source: iterative trimming, Shen and Sanghavi (2019)."""
     losses = softplus(-batch.margins)
-    kept = losses.detach().topk(max(1, round(batch.mass * len(losses))), largest=False).indices
-    return losses[kept].mean(), torch.zeros_like(losses).index_fill(0, kept, 1.0)
+    kept = _smallest(losses, batch.mass)
+    return (kept * losses).sum() / kept.sum(), kept
+
+
+def co_teaching(batch: RewardBatch) -> Losses:
+    """Two models, each trained on the labels on which the *other* loses least. Source: Han et al. (2018)."""
+    if batch.peer_logits is None:
+        raise ValueError("co_teaching needs the logits of a second model; pass peer_logits")
+    own, peer = softplus(-batch.margins), softplus(-batch.labels * batch.peer_logits)
+    for_own, for_peer = _smallest(peer, batch.mass), _smallest(own, batch.mass)
+    return ((for_own * own).sum() + (for_peer * peer).sum()) / for_own.sum(), for_own
 
 
 def cleanlab(batch: RewardBatch) -> Losses:
@@ -114,12 +126,23 @@ OBJECTIVES: dict[str, Callable[[RewardBatch], Losses]] = {
         symmetric,
         gce,
         trimmed,
+        co_teaching,
         cleanlab,
         full_transport,
         selective_plain,
         selective,
     )
 }
+
+
+TWINS = ("co_teaching",)
+"""Objectives that train a second model beside the first."""
+
+
+def _smallest(losses: torch.Tensor, mass: float) -> torch.Tensor:
+    """(B,): 1 for the share `mass` of smallest losses, at least one, else 0."""
+    kept = losses.detach().topk(max(1, round(mass * len(losses))), largest=False).indices
+    return torch.zeros_like(losses).index_fill(0, kept, 1.0)
 
 
 def _mean(losses: torch.Tensor) -> Losses:

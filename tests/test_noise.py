@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.noise import estimate_noise_rate, orient_pairs, predict_out_of_fold
+from rlhf.noise import estimate_from_agreement, estimate_noise_rate, orient_pairs, predict_out_of_fold
 
 
 def make_differences(rate: float, pairs: int = 1200, dimensions: int = 8) -> np.ndarray:
@@ -67,3 +67,29 @@ def test_labels_turned_around_are_refused_with_advice(monkeypatch: pytest.Monkey
 def test_unusable_input_is_refused(features: np.ndarray, labels: np.ndarray, groups: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         estimate_noise_rate(features, labels, groups, seed=0)
+
+
+def test_agreement_by_hand() -> None:
+    """Of two votes each on ten comparisons eight agree: (1-e)² + e² = 0.8."""
+    places = [number for number in range(10) for _ in range(2)]
+    ways = [side for number in range(10) for side in (True, number >= 2)]
+    estimate = estimate_from_agreement(places, ways, seed=0)
+    assert estimate.rate == pytest.approx((1 - 0.6**0.5) / 2)
+    assert estimate.low < estimate.rate < estimate.high
+
+
+def test_agreement_finds_the_rate_of_annotators_that_err_at_random() -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.random(2000) < 0.5
+    places = np.repeat(np.arange(2000), 3)
+    ways = truth[places] ^ (generator.random(6000) < 0.2)
+    estimate = estimate_from_agreement(places.tolist(), ways.tolist(), seed=0)
+    assert estimate.low < 0.2 < estimate.high
+    assert estimate.high - estimate.low < 0.04
+
+
+def test_annotators_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(UserError, match="none of the 3 comparisons has two votes"):
+        estimate_from_agreement([1, 2, 3], [True] * 3, seed=0)
+    with pytest.raises(UserError, match=r"agree on 0\.00 of their common comparisons, no more than coins"):
+        estimate_from_agreement([1, 1], [True, False], seed=0)

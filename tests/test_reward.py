@@ -5,22 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf import audit
 from rlhf.curves import no_log
-from rlhf.data.formats import Row, with_ids, write_rows
+from rlhf.data.formats import Row, training_rows, with_ids, write_rows
 from rlhf.errors import UserError
 from rlhf.models import load_scorer, load_tokenizer, save_model
 from rlhf.params import AdapterParams, RewardParams
 from rlhf.pretraining import train_tokenizer
 from rlhf.reward_losses import OBJECTIVES
+from rlhf.scoring import RewardModel
+from tests.tiny import ROOT
 
 
 def make_rows(count: int, first: int = 0) -> list[Row]:
@@ -62,6 +68,8 @@ def make_section(**changes: Any) -> RewardParams:
         "objective": "selective",
         "group": None,
         "noise_rate": 0.2,
+        "margin": None,
+        "center_rewards_coefficient": 0.0,
         "label_weight": 1.0,
         "warmup_epochs": 1.0,
         "ramp_epochs": 0.5,
@@ -138,6 +146,104 @@ def test_four_small_batches_equal_one_large(tmp_path: Path, start: Path, objecti
     large, small = (load_scorer(tmp_path / name / "model").state_dict() for name in ("large", "small"))
     for name in large:
         torch.testing.assert_close(large[name], small[name], atol=2e-4, rtol=1e-3)
+
+
+def fit_in_this_process(folder: Path, start: Path) -> None:
+    """Train by two objectives on train.jsonl of the folder, several forward passes a step, and save the ledgers."""
+    from rlhf import pairs as reading
+    from rlhf.pairwise import Job, Verdict, fit_scorer
+
+    reading.GROUP = 3
+    tokenizer: Any = load_tokenizer(start)
+    pairs = reading.encode_pairs(tokenizer, training_rows(folder / "train.jsonl"), 64)
+    verdict = Verdict(np.arange(len(pairs)) / 10, np.arange(len(pairs)) % 3 > 0)
+    for objective in ("selective", "co_teaching"):
+        section = make_section(objective=objective, warmup_epochs=0.0, center_rewards_coefficient=0.1)
+        model = folder / f"{objective}-model"
+        _, ledger = fit_scorer(section, Job(start, tokenizer, pairs, None, 0.4, model, verdict), 0, no_log)
+        name = f"{objective}-{os.environ.get('RANK', 0)}.npy"
+        np.save(folder / name, np.stack([ledger.margins, ledger.mean_kept()]))
+
+
+def test_two_processes_give_the_model_of_one(tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is that of the whole batch, and both processes know what became of every pair."""
+    for name in ("one", "two"):
+        write_rows(tmp_path / name / "train.jsonl", make_rows(24))
+    monkeypatch.setattr("rlhf.pairs.GROUP", 32)  # and back to what it was
+    fit_in_this_process(tmp_path / "one", start)
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom tests.test_reward import fit_in_this_process\n"
+        "fit_in_this_process(*map(Path, sys.argv[1:]))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(script), str(tmp_path / "two"), str(start)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for objective in ("selective", "co_teaching"):
+        one, two = (load_scorer(tmp_path / name / f"{objective}-model").state_dict() for name in ("one", "two"))
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
+        ledger = np.load(tmp_path / "one" / f"{objective}-0.npy")
+        for rank in (0, 1):
+            np.testing.assert_allclose(np.load(tmp_path / "two" / f"{objective}-{rank}.npy"), ledger, atol=1e-3)
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="batch_size is 8, which 3 processes cannot share evenly"):
+        train(tmp_path, start, make_section())
+
+
+def test_the_second_model_of_co_teaching_is_not_saved(tmp_path: Path, start: Path) -> None:
+    adapter = AdapterParams(rank=4, alpha=8, dropout=0.0, target_modules="all-linear", quantise=None)
+    for name, changes in {"whole": {}, "adapter": {"adapter": adapter}}.items():
+        train(tmp_path / name, start, make_section(objective="co_teaching", **changes))
+        with safe_open(tmp_path / name / "model" / "model.safetensors", "pt") as file:
+            assert not [key for key in file.keys() if "peer" in key]  # noqa: SIM118
+            assert file.get_tensor("score.weight").abs().max() > 0
+
+
+def test_margins_reach_the_loss(tmp_path: Path, start: Path) -> None:
+    rows = [{**row, "gap": 5.0} for row in make_rows(20)]
+    plain = make_section(objective="bradley_terry")
+    train(tmp_path / "plain", start, plain, rows)
+    train(tmp_path / "ahead", start, plain.model_copy(update={"margin": "gap"}), rows)
+    assert hash_folder(tmp_path / "plain" / "model") != hash_folder(tmp_path / "ahead" / "model")
+    rows[4]["gap"] = "large"
+    with pytest.raises(UserError, match="gap is 'large', no number; mend it or set reward.margin to null"):
+        train(tmp_path / "wrong", start, plain.model_copy(update={"margin": "gap"}), rows)
+    with pytest.raises(ValueError, match="selective has no margin; set margin to null"):
+        make_section(margin="gap")
+
+
+def test_centring_keeps_the_rewards_near_zero(tmp_path: Path, start: Path) -> None:
+    rows, sums = make_rows(10, first=20), []
+    for name, coefficient in {"free": 0.0, "centred": 10.0}.items():
+        section = make_section(objective="bradley_terry", epochs=8.0, center_rewards_coefficient=coefficient)
+        train(tmp_path / name, start, section)
+        scorer = RewardModel(tmp_path / name / "model", batch_size=10)
+        prompts = [row["prompt"] for row in rows]
+        chosen, rejected = (scorer.score(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected"))
+        sums.append(np.square(np.add(chosen, rejected)).mean())
+    assert sums[1] < sums[0] / 2
+
+
+def test_the_noise_rate_of_annotators_that_vote_on_the_same_pairs(tmp_path: Path, start: Path) -> None:
+    rows = []
+    for number, row in enumerate(make_rows(20)):
+        turned = {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+        rows += [{**row, "annotator": "a"}, {**(turned if number % 5 == 2 else row), "annotator": "b"}]
+    metrics = train(tmp_path, start, make_section(noise_rate="agreement"), with_ids(rows))
+    assert metrics["noise_rate_used"] == pytest.approx((1 - 0.6**0.5) / 2)
+    assert metrics["noise_rate_low"] < metrics["noise_rate_used"] < metrics["noise_rate_high"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

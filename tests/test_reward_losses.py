@@ -66,6 +66,23 @@ def test_trimming_keeps_the_smallest_losses() -> None:
     assert loss.item() == pytest.approx(softplus(-batch.margins[[0, 3]]).mean().item())
 
 
+def test_a_lead_is_wanted_of_the_margin() -> None:
+    batch = make_batch([2.0, 2.0], leads=torch.tensor([0.5, 3.0]))
+    expected = (math.log(1 + math.exp(-1.5)) + math.log(1 + math.exp(1.0))) / 2
+    assert loss_of("bradley_terry", batch) == pytest.approx(expected)
+
+
+def test_of_two_models_each_learns_what_the_other_loses_least_on() -> None:
+    batch = make_batch([3.0, -4.0, 1.0, 2.0], mass=0.5)
+    peer_margins = torch.tensor([-1.0, 2.0, 5.0, -3.0], dtype=torch.float64)
+    loss, kept = OBJECTIVES["co_teaching"](replace(batch, peer_logits=batch.labels * peer_margins))
+    assert kept.tolist() == [0, 1, 1, 0]
+    expected = softplus(-batch.margins[[1, 2]]).mean() + softplus(-peer_margins[[0, 3]]).mean()
+    assert loss.item() == pytest.approx(expected.item())
+    with pytest.raises(ValueError, match="pass peer_logits"):
+        OBJECTIVES["co_teaching"](replace(batch, peer_logits=None))
+
+
 def test_labels_not_believed_do_not_count() -> None:
     batch = make_batch([3.0, -4.0], believed=torch.tensor([False, True]))
     loss, kept = OBJECTIVES["cleanlab"](batch)
@@ -95,7 +112,7 @@ def test_doubt_decides_which_label_is_left_out_and_no_more() -> None:
 def test_every_objective_pulls_a_margin_up_and_tells_what_it_used(name: str) -> None:
     margins = torch.tensor([0.5, -0.5, 1.0, 0.1], dtype=torch.float64, requires_grad=True)
     batch = make_batch([0.0] * 4, mass=0.75)
-    batch = replace(batch, logits=batch.labels * margins)
+    batch = replace(batch, logits=batch.labels * margins, peer_logits=batch.labels)
     loss, kept = OBJECTIVES[name](batch)
     loss.backward()
     assert margins.grad is not None
@@ -111,6 +128,6 @@ def test_every_objective_pulls_a_margin_up_and_tells_what_it_used(name: str) -> 
 def test_gradients_stay_finite_for_scores_far_apart(name: str, margin: float) -> None:
     margins = torch.full((4,), margin, requires_grad=True)
     batch = make_batch([0.0] * 4, mass=0.75)
-    OBJECTIVES[name](replace(batch, logits=batch.labels * margins))[0].backward()
+    OBJECTIVES[name](replace(batch, logits=batch.labels * margins, peer_logits=batch.labels))[0].backward()
     assert margins.grad is not None
     assert margins.grad.isfinite().all()
