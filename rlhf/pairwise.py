@@ -97,7 +97,7 @@ class PairwiseTrainer(RewardTrainer):
             self.noise_rate,
             torch.from_numpy(self.verdict.doubt[rows]).to(margins),
             torch.from_numpy(self.verdict.believed[rows]).to(margins.device),
-            section.label_weight,
+            section.transport,
         )
         loss, kept = OBJECTIVES[section.objective](batch)
         self.ledger.enter(rows, margins.detach().cpu().numpy(), kept.cpu().numpy(), mass)
