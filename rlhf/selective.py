@@ -192,6 +192,6 @@ def _forbid_strangers(cost: torch.Tensor, semantic: torch.Tensor, neighbours: in
 
     The own labels alone make a plan of any mass, so that a price of more than all of them together is never paid.
     """
-    nearest = semantic.clone().fill_diagonal_(-1).argsort(1, stable=True)[:, : neighbours + 1]
+    nearest = semantic.clone().fill_diagonal_(-1).argsort(dim=1, stable=True)[:, : neighbours + 1]
     is_stranger = torch.ones_like(cost, dtype=torch.bool).scatter(1, nearest, False)
     return cost + 2 * len(cost) * (cost.max() - cost.min() + 1) * is_stranger
