@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from rlhf.data.files import read_file
+from rlhf.params import TransportParams
 from rlhf.reward import JUDGED, Noise
 from rlhf.reward_losses import OBJECTIVES, TWINS, RewardBatch
 from rlhf.selective import mass_schedule, orient_batch
@@ -32,7 +33,16 @@ from rlhf.trust import trust_labels
 
 FOLDS = 4
 EPOCHS, BATCH, LEARNING_RATE = 20, 256, 1e-3
-LABEL_WEIGHT, WARMUP_EPOCHS, RAMP_EPOCHS = 0.1, 0.0, 4.0
+WARMUP_EPOCHS, RAMP_EPOCHS = 0.0, 4.0
+TRANSPORT = TransportParams(
+    label_weight=0.1,
+    semantic_cost="squared_euclidean",
+    scale="max",
+    label_cost="cross_entropy",
+    self_match_penalty=0.0,
+    neighbours=None,
+    regularisation=None,
+)
 DECAYS = {"mlp": (0.0, 30.0), "linear": (10.0, 100.0)}
 """Of AdamW. Without any the MLP memorises every label; below 10 the linear head is no better."""
 NOISES = (
@@ -147,7 +157,7 @@ def train(data: Arguments, pairs: np.ndarray, objective: str, noise: Noise, opti
             doubt = torch.from_numpy(verdict.doubt)[rows].float() if verdict else torch.zeros(len(rows))
             believed = torch.from_numpy(verdict.believed)[rows] if verdict else torch.ones(len(rows), dtype=torch.bool)
             points, logits, labels = orient_batch(chosen[rows] - rejected[rows], margins[0], generator)
-            known = (mass, noise.rate, doubt, believed, LABEL_WEIGHT)
+            known = (mass, noise.rate, doubt, believed, TRANSPORT)
             batch = RewardBatch(points, logits, labels, *known, peer_logits=labels * margins[-1])
             optimiser.zero_grad()
             OBJECTIVES[objective](batch)[0].backward()

@@ -107,7 +107,7 @@ class PairwiseTrainer(RewardTrainer):
             self.noise_rate,
             torch.from_numpy(self.verdict.doubt[rows]).to(margins),
             torch.from_numpy(self.verdict.believed[rows]).to(margins.device),
-            section.label_weight,
+            section.transport,
             None if self.leads is None else torch.from_numpy(self.leads[rows]).to(margins),
             peer_logits,
         )

@@ -195,6 +195,23 @@ class SFTParams(TrainingParams):
     patience: PositiveInt
 
 
+class TransportParams(Section):
+    """What the selective objectives' plan is made of; `rlhf.selective.selective_loss` has the formulas.
+
+    `self_match_penalty` is the price of matching a prediction with its own label, in units of the cost, whose distances
+    are about 1: 10 forbids it as far as possible. `neighbours` null stands for all, `regularisation` null for the exact
+    plan.
+    """
+
+    label_weight: PositiveFloat
+    semantic_cost: Literal["squared_euclidean", "cosine"]
+    scale: Literal["max", "median", "local"]
+    label_cost: Literal["cross_entropy", "absolute", "symmetric"]
+    self_match_penalty: NonNegativeFloat
+    neighbours: PositiveInt | None
+    regularisation: PositiveFloat | None
+
+
 class RewardParams(TrainingParams):
     """The reward model.
 
@@ -221,7 +238,7 @@ class RewardParams(TrainingParams):
     noise_rate: Annotated[float, Field(ge=0, lt=0.5)] | Literal["estimate", "agreement"]
     margin: Annotated[str, Field(min_length=1)] | None
     center_rewards_coefficient: NonNegativeFloat
-    label_weight: PositiveFloat
+    transport: TransportParams
     warmup_epochs: NonNegativeFloat
     ramp_epochs: NonNegativeFloat
     epochs: PositiveFloat

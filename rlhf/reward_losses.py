@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import softplus
 
+from rlhf.params import TransportParams
 from rlhf.selective import selective_loss
 
 GCE_EXPONENT = 0.7
@@ -25,8 +26,8 @@ class RewardBatch:
 
     `points` (B, D), `logits` (B,) and `labels` (B,) of 1 and -1 as for `selective_loss`; `mass`, the share of labels to
     use now; `noise_rate`; `doubt` (B,), log odds that a label is wrong by all others, at least 0; `believed` (B,),
-    whether confident learning keeps it; `label_weight`; `leads` (B,), by how much the margin should be above 0;
-    `peer_logits` (B,) of a second model, where the objective is among TWINS.
+    whether confident learning keeps it; `transport`, what plans are made of; `leads` (B,), by how much the margin should
+    be above 0; `peer_logits` (B,) of a second model, where the objective is among TWINS.
     """
 
     points: torch.Tensor
@@ -36,7 +37,7 @@ class RewardBatch:
     noise_rate: float
     doubt: torch.Tensor
     believed: torch.Tensor
-    label_weight: float
+    transport: TransportParams
     leads: torch.Tensor | None = None
     peer_logits: torch.Tensor | None = None
 
@@ -109,12 +110,12 @@ def full_transport(batch: RewardBatch) -> Losses:
 
 def selective_plain(batch: RewardBatch) -> Losses:
     """Labels that contradict the predictions nearby are left out; the published idea alone."""
-    return selective_loss(batch.points, batch.logits, batch.labels, batch.mass, batch.label_weight)
+    return selective_loss(batch.points, batch.logits, batch.labels, batch.mass, batch.transport)
 
 
 def selective(batch: RewardBatch) -> Losses:
     """The same, and a label that all others speak against is dear."""
-    return selective_loss(batch.points, batch.logits, batch.labels, batch.mass, batch.label_weight, batch.doubt)
+    return selective_loss(batch.points, batch.logits, batch.labels, batch.mass, batch.transport, batch.doubt)
 
 
 OBJECTIVES: dict[str, Callable[[RewardBatch], Losses]] = {

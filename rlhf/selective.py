@@ -1,125 +1,29 @@
-"""The mathematics of selective reward modelling: exact partial optimal transport and the loss built on it."""
+"""The selective loss: what a label costs whom, and the partial transport plan that decides which labels are used."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
-from scipy.optimize import linear_sum_assignment, linprog
-from scipy.sparse import csr_array, eye_array, kron, vstack
-from torch.nn.functional import softplus
+from torch.nn.functional import normalize, softplus
 
-WHOLE = 1e-9
-"""A mass within this distance of a whole number of samples counts as whole."""
+from rlhf.transport import entropic_plan, transport_plan
 
+if TYPE_CHECKING:  # only for its name: the loss itself needs torch, numpy and scipy alone
+    from rlhf.params import TransportParams
 
-def transport_plan(cost: torch.Tensor, mass: float) -> torch.Tensor:
-    r"""Solve the partial optimal transport problem between two uniform distributions exactly.
+LOCAL_NEIGHBOUR = 7
+"""A point's own scale is its distance to this neighbour; the value of Zelnik-Manor and Perona (2004)."""
+REVERSE_WEIGHT = 4.0
+"""Minus what the logarithm of 0 is clipped to in the reverse cross entropy."""
 
-    .. math::
-        \gamma = \arg\min_\gamma \langle \gamma, C \rangle
-        \quad s.t. \quad \gamma \geq 0, \quad \gamma 1 \leq 1/B, \quad \gamma^T 1 \leq 1/B', \quad 1^T \gamma 1 = m
-
-    where :math:`C` is the cost and :math:`m` the mass. For :math:`B = B'` and whole :math:`k = m B` this is the
-    k-cardinality assignment problem, solved by adding :math:`B - k` dummy columns, where a row that is left out goes
-    for a price (see `_assign`). The least cost is a convex function of :math:`m` with kinks only at whole :math:`k`,
-    therefore a fractional :math:`m B` is solved by mixing the plans of the two whole numbers around it. For
-    :math:`B \neq B'` the linear programme itself is solved.
-
-    Parameters
-    ----------
-    cost : torch.Tensor, shape (B, B'), floating point
-        Cost of moving row i to column j; may be negative.
-    mass : float in (0, 1]
-        Total mass to transport.
-
-    Returns
-    -------
-    plan : torch.Tensor, shape (B, B')
-        Optimal plan on the device and in the dtype of `cost`, without gradient; the same cost gives the same plan.
-
-    Raises
-    ------
-    ValueError
-        If `cost` is no finite floating-point matrix with at least one entry, or `mass` lies outside (0, 1].
-
-    Examples
-    --------
-    >>> transport_plan(torch.tensor([[0.0, 2.0], [2.0, 5.0]]), 0.5)
-    tensor([[0.5000, 0.0000],
-            [0.0000, 0.0000]])
-    >>> transport_plan(torch.tensor([[0.0, 2.0], [2.0, 5.0]]), 1.0)
-    tensor([[0.0000, 0.5000],
-            [0.5000, 0.0000]])
-
-    References
-    ----------
-    .. [1] Chapel, L., Alaya, M. Z. and Gasso, G. (2020). Partial optimal transport with applications on
-       positive-unlabeled learning. NeurIPS 33.
-    .. [2] Dell'Amico, M. and Martello, S. (1997). The k-cardinality assignment problem. Discrete Applied
-       Mathematics 76.
-    """
-    _check_plan_input(cost, mass)
-    values = cost.detach().to("cpu", torch.float64).numpy()
-    solve = _solve_square if values.shape[0] == values.shape[1] else _solve_rectangular
-    return torch.from_numpy(solve(values, mass)).to(cost.device, cost.dtype)
-
-
-def _check_plan_input(cost: torch.Tensor, mass: float) -> None:
-    if not isinstance(cost, torch.Tensor) or not cost.is_floating_point():
-        found = str(cost.dtype) if isinstance(cost, torch.Tensor) else type(cost).__name__
-        raise ValueError(f"cost is {found}; pass a torch tensor of a floating-point dtype")
-    if cost.ndim != 2 or cost.numel() == 0:
-        raise ValueError(f"cost has shape {tuple(cost.shape)}; pass a matrix (B, B') with at least one row and column")
-    if not torch.isfinite(cost).all():
-        raise ValueError("cost holds NaN or infinite entries; if they come from a model, lower its learning rate")
-    if not 0 < mass <= 1:
-        raise ValueError(f"mass is {mass}; choose the share of samples to transport in (0, 1], e.g. 1 - noise rate")
-
-
-def _solve_square(cost: np.ndarray, mass: float) -> np.ndarray:
-    size = len(cost)
-    units = mass * size
-    whole = int(np.floor(units + WHOLE))
-    share = units - whole
-    plan = np.zeros_like(cost)
-    if whole:
-        plan[_assign(cost, whole)] += 1 if share < WHOLE else 1 - share
-    if share >= WHOLE:
-        plan[_assign(cost, whole + 1)] += share
-    return plan / size
-
-
-def _assign(cost: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the cheapest `count` pairs that share no row and no column.
-
-    A row that stays alone pays the `count`-th smallest of the rows' minima p (or of the columns', the larger). Any
-    price up to what one more pair would cost has the same solution, and one more pair costs at least p: of `count` + 1
-    pairs one lies in a row whose minimum is p or more, and without it they are `count` pairs. Where one more costs just
-    p, the solver may return it; the dearest is then the one too many. A price near that limit spares the solver nearly
-    all of its search.
-    """
-    size = len(cost)
-    minima = (np.partition(cost.min(axis), count - 1)[count - 1] for axis in (0, 1))
-    padded = np.full((size, 2 * size - count), max(minima))
-    padded[:, :size] = cost
-    rows, columns = linear_sum_assignment(padded)
-    pairs = np.flatnonzero(columns < size)
-    pairs = np.sort(pairs[np.argsort(cost[pairs, columns[pairs]], kind="stable")[:count]])
-    return pairs, columns[pairs]
-
-
-def _solve_rectangular(cost: np.ndarray, mass: float) -> np.ndarray:
-    rows, columns = cost.shape
-    row_sums = kron(eye_array(rows), np.ones((1, columns)))
-    column_sums = kron(np.ones((1, rows)), eye_array(columns))
-    limits = np.concatenate([np.full(rows, 1 / rows), np.full(columns, 1 / columns)])
-    constraints = csr_array(vstack([row_sums, column_sums]))
-    scale = np.abs(cost).max() or 1.0
-    everything = csr_array(np.ones((1, cost.size)))
-    solution = linprog(cost.ravel() / scale, constraints, limits, everything, [mass], method="highs")
-    if solution.x is None:
-        raise ValueError(f"the solver found no plan of mass {mass} ({solution.message}); use as many rows as columns")
-    return np.clip(solution.x, 0, None).reshape(cost.shape)
+LABEL_COSTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cross_entropy": softplus,
+    "absolute": torch.sigmoid,
+    "symmetric": lambda against: softplus(against) + REVERSE_WEIGHT * torch.sigmoid(against),
+}
+"""Of the logit against a label, -y s: -log σ(y s), σ(-y s) = |σ(s) - (y + 1)/2|, and cross entropy both ways round."""
 
 
 def mass_schedule(epoch: float, warmup_epochs: float, ramp_epochs: float, noise_rate: float) -> float:
@@ -167,7 +71,7 @@ def selective_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     mass: float,
-    label_weight: float,
+    transport: TransportParams,
     doubt: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""The selective loss: labels that contradict predictions nearby are left out.
@@ -176,7 +80,7 @@ def selective_loss(
 
     .. math::
         S_{ij} = \|z_i - z_j\|^2 / \max S, \quad L_{ij} = BCE(\sigma(s_i), y_j) = \log(1 + e^{-y_j s_i}),
-        \quad C_{ij} = S_{ij} + \kappa L_{ij} + u_j
+        \quad C_{ij} = S_{ij} + \kappa L_{ij} + u_j + p [i = j]
 
     and the loss is :math:`\langle \gamma^*, S / \kappa + L \rangle / m`, with :math:`\gamma^*` the partial transport
     plan of :math:`C` and mass :math:`m`. By the envelope theorem the plan needs no gradient. :math:`S` gets none
@@ -194,11 +98,14 @@ def selective_loss(
         1 or -1.
     mass : float in (0, 1]
         Share of the batch that is kept.
-    label_weight : float > 0
-        :math:`\kappa`. Small: predictions are matched with their own labels and the loss is small-loss trimming. Large:
-        they are matched with whatever label agrees, near or far.
+    transport : TransportParams
+        :math:`\kappa` (`label_weight`), which distance :math:`S` is and what divides it, which cost :math:`L` is, the
+        price :math:`p` of a self-match, among how many neighbours a label may go (all if None), and the regularisation
+        of the plan (exact if None). Small :math:`\kappa`: predictions are matched with their own labels and the loss
+        is small-loss trimming. Large: they are matched with whatever label agrees, near or far.
     doubt : torch.Tensor, shape (B,), or None for zeros
-        :math:`u`, what is known against a label from elsewhere, in nats (rlhf.trust); it only steers the plan.
+        :math:`u`, what is known against a label from elsewhere, in nats (rlhf.trust). Like :math:`p` and the
+        neighbours it only steers the plan.
 
     Returns
     -------
@@ -209,24 +116,26 @@ def selective_loss(
     Raises
     ------
     ValueError
-        If shapes do not fit, a value is not finite, or `mass` or `label_weight` is out of range.
+        If shapes do not fit, a value is not finite, or `mass` is out of range.
 
     References
     ----------
     .. [1] Pan et al. (2026). Optimal Transport for LLM Reward Modeling from Noisy Preference. arXiv 2605.06036;
-       pointwise; the pairwise form and the doubt are this project's (docs/methods/selectiverm.md).
+       pointwise; the pairwise form, the doubt and the other costs are this project's (docs/methods/selectiverm.md).
+    .. [2] Zelnik-Manor, L. and Perona, P. (2004). Self-tuning spectral clustering. NeurIPS 17. The local scale.
+    .. [3] Wang et al. (2019). Symmetric cross entropy for robust learning with noisy labels. ICCV.
     """
-    _check_loss_input(points, logits, labels, label_weight, doubt)
-    semantic = _semantic_cost(points.detach())
-    label = softplus(-labels[None, :] * logits[:, None])
-    cost = semantic + label_weight * label.detach()
-    plan = transport_plan(cost if doubt is None else cost + doubt.to(cost), mass)
-    loss = (plan * (semantic / label_weight + label)).sum() / mass
+    _check_loss_input(points, logits, labels, doubt)
+    semantic = _semantic_cost(points.detach(), transport)
+    label = LABEL_COSTS[transport.label_cost](-labels[None, :] * logits[:, None])
+    cost = semantic + transport.label_weight * label.detach()
+    plan = _plan(cost if doubt is None else cost + doubt.to(cost), semantic, mass, transport)
+    loss = (plan * (semantic / transport.label_weight + label)).sum() / mass
     return loss, len(logits) * plan.sum(0)
 
 
 def _check_loss_input(
-    points: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, label_weight: float, doubt: torch.Tensor | None
+    points: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, doubt: torch.Tensor | None
 ) -> None:
     if doubt is not None and doubt.shape != logits.shape:
         raise ValueError(f"doubt has shape {tuple(doubt.shape)}, logits {tuple(logits.shape)}; pass one per sample")
@@ -235,12 +144,59 @@ def _check_loss_input(
             f"points {tuple(points.shape)}, logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit; "
             "pass (B, D), (B,) and (B,) of the same batch"
         )
-    if not (label_weight > 0 and np.isfinite(label_weight)):
-        raise ValueError(f"label_weight is {label_weight}; choose a positive number, e.g. 1")
 
 
-def _semantic_cost(points: torch.Tensor) -> torch.Tensor:
-    """Squared distances of (B, D) points, divided by the largest; exactly 0 on the diagonal."""
-    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
+def _semantic_cost(points: torch.Tensor, transport: TransportParams) -> torch.Tensor:
+    """Distances of (B, D) points, squared or 1 - cos, on the chosen scale; exactly 0 between equal points."""
+    if transport.semantic_cost == "cosine":
+        # Between unit vectors this is half the squared distance; a vector of zeros is 1/2 away from all others.
+        distances = _square_distances(normalize(points)) / 2
+    else:
+        distances = _square_distances(points)
     largest = distances.max()
-    return distances / largest if largest > 0 else distances
+    if not largest > 0:
+        return distances
+    if transport.scale == "max":
+        return distances / largest
+    # Hardly different points must not become infinitely different ones.
+    smallest = torch.finfo(distances.dtype).eps * largest
+    if transport.scale == "median":
+        return distances / distances[distances > 0].median().clamp_min(smallest)
+    own = _neighbour_distances(distances).clamp(smallest, largest).sqrt()
+    return distances / (own[:, None] * own[None, :])
+
+
+def _square_distances(points: torch.Tensor) -> torch.Tensor:
+    """By the scalar products: several times as fast as by differences, and in double precision as exact as they."""
+    products = points.double() @ points.double().T
+    squares = products.diagonal()
+    distances = squares[:, None] + squares[None, :] - 2 * products
+    # What rounding leaves of equal points.
+    return torch.where(distances > 1e-12 * squares.max(), distances, 0.0).to(points.dtype)
+
+
+def _neighbour_distances(distances: torch.Tensor) -> torch.Tensor:
+    """(B,) distance of each point to its LOCAL_NEIGHBOUR-th neighbour, or the last, not counting points equal to it."""
+    ordered = distances.masked_fill(distances == 0, torch.inf).sort(1).values
+    rank = (distances > 0).sum(1, keepdim=True).clamp(1, LOCAL_NEIGHBOUR)
+    return ordered.gather(1, rank - 1).squeeze(1)
+
+
+def _plan(cost: torch.Tensor, semantic: torch.Tensor, mass: float, transport: TransportParams) -> torch.Tensor:
+    if transport.self_match_penalty > 0:
+        cost = cost + transport.self_match_penalty * torch.eye(len(cost), dtype=cost.dtype, device=cost.device)
+    if transport.neighbours is not None:
+        cost = _forbid_strangers(cost, semantic, transport.neighbours)
+    if transport.regularisation is None:
+        return transport_plan(cost, mass)
+    return entropic_plan(cost, mass, transport.regularisation)
+
+
+def _forbid_strangers(cost: torch.Tensor, semantic: torch.Tensor, neighbours: int) -> torch.Tensor:
+    """The cost with a price on labels other than a point's own and those of its nearest neighbours.
+
+    The own labels alone make a plan of any mass, so that a price of more than all of them together is never paid.
+    """
+    nearest = semantic.clone().fill_diagonal_(-1).argsort(dim=1, stable=True)[:, : neighbours + 1]
+    is_stranger = torch.ones_like(cost, dtype=torch.bool).scatter(1, nearest, False)
+    return cost + 2 * len(cost) * (cost.max() - cost.min() + 1) * is_stranger

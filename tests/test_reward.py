@@ -26,7 +26,7 @@ from rlhf.params import AdapterParams, RewardParams
 from rlhf.pretraining import train_tokenizer
 from rlhf.reward_losses import OBJECTIVES
 from rlhf.scoring import RewardModel
-from tests.tiny import ROOT
+from tests.tiny import ROOT, make_transport
 
 
 def make_rows(count: int, first: int = 0) -> list[Row]:
@@ -70,7 +70,7 @@ def make_section(**changes: Any) -> RewardParams:
         "noise_rate": 0.2,
         "margin": None,
         "center_rewards_coefficient": 0.0,
-        "label_weight": 1.0,
+        "transport": make_transport(label_weight=1.0),
         "warmup_epochs": 1.0,
         "ramp_epochs": 0.5,
         "epochs": 2.0,
@@ -140,7 +140,8 @@ def test_without_truth_there_are_no_figures_against_it(tmp_path: Path, start: Pa
 @pytest.mark.parametrize("objective", ["bradley_terry", "selective"])
 def test_four_small_batches_equal_one_large(tmp_path: Path, start: Path, objective: str) -> None:
     """The plan of a batch sees that batch only, so selection is compared while everything is kept."""
-    section = {"objective": objective, "warmup_epochs": 9.0, "epochs": 1.0, "label_weight": 1e-4}
+    section = {"objective": objective, "warmup_epochs": 9.0, "epochs": 1.0}
+    section["transport"] = make_transport(label_weight=1e-4)
     train(tmp_path / "large", start, make_section(**section, batch_size=8))
     train(tmp_path / "small", start, make_section(**section, batch_size=2, gradient_accumulation_steps=4))
     large, small = (load_scorer(tmp_path / name / "model").state_dict() for name in ("large", "small"))

@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 from rlhf import reward_losses
 from rlhf.reward_losses import OBJECTIVES, RewardBatch
+from tests.tiny import make_transport
 
 
 def make_batch(margins: list[float], **changes: object) -> RewardBatch:
@@ -24,7 +25,7 @@ def make_batch(margins: list[float], **changes: object) -> RewardBatch:
         noise_rate=0.2,
         doubt=torch.zeros(size),
         believed=torch.ones(size, dtype=torch.bool),
-        label_weight=0.1,
+        transport=make_transport(),
     )
     return replace(batch, **changes)
 

@@ -1,13 +1,11 @@
-"""Properties of the transport plan and of the selective loss, and the cases where both are known in closed form."""
+"""Properties of the selective loss, and the cases in which it is known in closed form."""
 
 from __future__ import annotations
 
-import doctest
 import itertools
 import math
+from typing import Any
 
-import numpy as np
-import ot
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,98 +13,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid, softplus
 
 import rlhf.selective
-from rlhf.selective import mass_schedule, orient_batch, selective_loss, transport_plan
+from rlhf.selective import mass_schedule, orient_batch, selective_loss
+from rlhf.transport import entropic_plan, transport_plan
+from tests.tiny import make_transport
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def pot_cost(cost: torch.Tensor, mass: float) -> float:
-    rows, columns = cost.shape
-    # POT wants costs that are not negative, and a mass no larger than the sums, which rounding puts just below 1.
-    shifted = cost.numpy() - cost.min().item()
-    row_masses, column_masses = np.full(rows, 1 / rows), np.full(columns, 1 / columns)
-    available = min(mass, row_masses.sum(), column_masses.sum())
-    plan = ot.partial.partial_wasserstein(row_masses, column_masses, shifted, m=available, nb_dummies=2)
-    return float(np.sum(np.asarray(plan) * cost.numpy()))
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 12), st.floats(0.01, 1))
-def test_plan_is_feasible_and_as_cheap_as_pot(seed: int, rows: int, columns: int, mass: float) -> None:
-    cost = draw(seed, rows, columns)
-    plan = transport_plan(cost, mass)
-    assert (plan >= 0).all()
-    assert (plan.sum(1) <= 1 / rows + 1e-9).all()
-    assert (plan.sum(0) <= 1 / columns + 1e-9).all()
-    assert plan.sum().item() == pytest.approx(mass, abs=1e-9)
-    assert (plan * cost).sum().item() == pytest.approx(pot_cost(cost, mass), abs=1e-6)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.integers(2, 5), st.booleans(), st.data())
-def test_plan_is_cheaper_than_every_choice_of_pairs(seed: int, size: int, has_ties: bool, data: st.DataObject) -> None:
-    count = data.draw(st.integers(1, size))
-    cost = draw(seed, size, size)
-    cost = cost.round() if has_ties else cost
-    best = min(
-        sum(cost[i, j].item() for i, j in zip(rows, columns, strict=True))
-        for rows in itertools.combinations(range(size), count)
-        for columns in itertools.permutations(range(size), count)
-    )
-    plan = transport_plan(cost, count / size)
-    assert (plan * cost).sum().item() * size == pytest.approx(best, abs=1e-9)
-    assert set((plan * size).round(decimals=9).unique().tolist()) <= {0.0, 1.0}
-
-
-def test_fractional_mass_mixes_the_two_whole_plans() -> None:
-    """Four samples, m·B = 2.25: three quarters of the plan for two pairs, one quarter of that for three."""
-    cost = draw(3, 4, 4)
-    expected = 0.75 * transport_plan(cost, 0.5) + 0.25 * transport_plan(cost, 0.75)
-    torch.testing.assert_close(transport_plan(cost, 2.25 / 4), expected)
-
-
-def test_rounding_of_the_mass_does_not_make_a_plan_fractional() -> None:
-    plan = transport_plan(draw(0, 10, 10), 0.1 + 0.2)
-    assert ((plan * 10).round(decimals=6) % 1 == 0).all()
-    assert plan.sum().item() == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_plan_keeps_the_dtype_has_no_gradient_and_is_repeatable(dtype: torch.dtype) -> None:
-    cost = draw(1, 6, 6).to(dtype).requires_grad_()
-    plan = transport_plan(cost, 0.5)
-    assert plan.dtype == dtype
-    assert not plan.requires_grad
-    assert torch.equal(plan, transport_plan(cost, 0.5))
-
-
-def test_equal_costs_still_transport_the_whole_mass() -> None:
-    assert transport_plan(torch.zeros(5, 5), 0.6).sum().item() == pytest.approx(0.6)
-
-
-@pytest.mark.parametrize(
-    ("cost", "mass", "message"),
-    [
-        (torch.zeros(2, 2), 0.0, "mass is 0.0"),
-        (torch.zeros(2, 2), 1.1, "mass is 1.1"),
-        (torch.zeros(2, 2), math.nan, "mass is nan"),
-        (torch.tensor([[0.0, math.nan]]), 0.5, "NaN or infinite"),
-        (torch.tensor([[0.0, math.inf]]), 0.5, "lower its learning rate"),
-        (torch.zeros(3), 0.5, r"shape \(3,\)"),
-        (torch.zeros(0, 3), 0.5, r"shape \(0, 3\)"),
-        (torch.zeros(2, 2, dtype=torch.int64), 0.5, "torch.int64"),
-        (np.zeros((2, 2)), 0.5, "ndarray"),
-    ],
-)
-def test_bad_plan_input_is_refused_with_a_remedy(cost: torch.Tensor, mass: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        transport_plan(cost, mass)
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(rlhf.selective).failed == 0
 
 
 @pytest.mark.parametrize(("epoch", "mass"), [(0, 1.0), (0.99, 1.0), (1, 1.0), (1.5, 0.85), (2, 0.7), (9, 0.7)])
@@ -127,7 +40,8 @@ def pairwise_loss(
     generator: torch.Generator,
     doubt: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return selective_loss(*orient_batch(differences, margins, generator), mass, label_weight, doubt)
+    transport = make_transport(label_weight=label_weight)
+    return selective_loss(*orient_batch(differences, margins, generator), mass, transport, doubt)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -236,16 +150,178 @@ def test_identical_embeddings_and_large_margins_stay_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    ("points", "logits", "weight", "message"),
+    ("points", "logits", "message"),
     [
-        (torch.zeros(3, 2), torch.zeros(4), 1.0, "do not fit"),
-        (torch.zeros(3), torch.zeros(3), 1.0, "do not fit"),
-        (torch.zeros(3, 2), torch.zeros(3), 0.0, "label_weight is 0"),
-        (torch.zeros(3, 2), torch.full((3,), math.nan), 1.0, "lower its learning rate"),
+        (torch.zeros(3, 2), torch.zeros(4), "do not fit"),
+        (torch.zeros(3), torch.zeros(3), "do not fit"),
+        (torch.zeros(3, 2), torch.full((3,), math.nan), "lower its learning rate"),
     ],
 )
-def test_bad_loss_input_is_refused_with_a_remedy(
-    points: torch.Tensor, logits: torch.Tensor, weight: float, message: str
-) -> None:
+def test_bad_loss_input_is_refused_with_a_remedy(points: torch.Tensor, logits: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        selective_loss(points, logits, torch.ones(3), 0.5, weight)
+        selective_loss(points, logits, torch.ones(3), 0.5, make_transport())
+
+
+# The costs and what steers the plan -----------------------------------------------------------------
+
+FORBIDDEN = 1e3
+POINTS = {
+    "far": draw(0, 9, 3),
+    "equal": torch.ones(9, 3, dtype=torch.float64),
+    "zero": torch.zeros(9, 3, dtype=torch.float64),
+    "twins": torch.cat([draw(0, 8, 3)[[0, 0, 0, 1, 1, 2, 3, 4]], torch.zeros(1, 3)]),
+    "nearly equal": 1 + 1e-12 * draw(0, 9, 3),
+    "one outlier": torch.cat([1e-9 * draw(0, 8, 3), torch.full((1, 3), 1e6)]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("points", POINTS.values(), ids=POINTS)
+@pytest.mark.parametrize("semantic_cost", ["squared_euclidean", "cosine"])
+@pytest.mark.parametrize("scale", ["max", "median", "local"])
+def test_every_variant_keeps_the_mass_with_finite_gradients(
+    points: torch.Tensor, semantic_cost: str, scale: str, dtype: torch.dtype
+) -> None:
+    logits = torch.tensor([500.0, -500.0, 0.0, 1.0, -1.0, 2.0, 0.1, 30.0, -3.0], dtype=dtype, requires_grad=True)
+    labels = torch.tensor([1, 1, -1, 1, -1, -1, 1, 1, -1], dtype=dtype)
+    variants = ({}, {"self_match_penalty": 1.0}, {"neighbours": 2}, {"regularisation": 0.1})
+    for label_cost, variant in itertools.product(("cross_entropy", "absolute", "symmetric"), variants):
+        transport = make_transport(semantic_cost=semantic_cost, scale=scale, label_cost=label_cost, **variant)
+        loss, kept = selective_loss(points.to(dtype), logits, labels, 0.7, transport)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert torch.isfinite(loss)
+        assert gradient.isfinite().all()
+        assert kept.sum().item() == pytest.approx(0.7 * 9, abs=1e-5)
+        assert kept.min() >= 0
+        assert kept.max() <= 1 + 1e-5
+
+
+def mean_distance(points: list[list[float]], **changes: Any) -> float:
+    """Mean S of the cheapest plan that moves every label to another point; all predictions are undecided."""
+    size = len(points)
+    transport = make_transport(label_weight=1.0, self_match_penalty=FORBIDDEN, **changes)
+    loss, _ = selective_loss(torch.tensor(points), torch.zeros(size), torch.ones(size), 1.0, transport)
+    return loss.item() - math.log(2)
+
+
+def test_distances_by_hand() -> None:
+    """On a line at 0, 1, 3 the squares are 1, 4, 9; the only ways around all three points use each of them."""
+    line = [[0.0], [1.0], [3.0]]
+    assert mean_distance(line) == pytest.approx((1 + 4 + 9) / 9 / 3)
+    assert mean_distance(line, scale="median") == pytest.approx((1 + 4 + 9) / 4 / 3)
+    # Fewer than seven neighbours, so each point's own scale is the farthest: 9, 4, 9.
+    assert mean_distance(line, scale="local") == pytest.approx((1 / 6 + 4 / 6 + 9 / 9) / 3, rel=1e-5)
+    angles = [[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]]
+    assert mean_distance(angles, semantic_cost="cosine") == pytest.approx((1 / 2 + 1 / 2 + 2 / 2) / 3)
+
+
+def test_the_local_scale_sees_dense_and_sparse_regions_alike() -> None:
+    """Twenty points, and the same ten times as far apart a long way off: matches within either cost the same."""
+    region = draw(4, 20, 3)
+    alone = mean_distance(region.tolist(), scale="local")
+    both = torch.cat([region, 10 * region + 1e3]).tolist()
+    assert mean_distance(both, scale="local") == pytest.approx(alone, rel=1e-3)
+    assert mean_distance(both, scale="max") < alone / 1e3
+
+
+@pytest.mark.parametrize("margin", [-3.0, 0.5])
+def test_label_costs_by_hand(margin: float) -> None:
+    """A lone prediction is matched with its own label: the loss is L, whatever the match's penalty."""
+    cross, absolute = math.log(1 + math.exp(-margin)), 1 / (1 + math.exp(margin))
+    for name, expected in (("cross_entropy", cross), ("absolute", absolute), ("symmetric", cross + 4 * absolute)):
+        transport = make_transport(label_cost=name, self_match_penalty=5.0)
+        loss, _ = selective_loss(torch.ones(1, 2), torch.tensor([-margin]), torch.tensor([-1.0]), 1.0, transport)
+        assert loss.item() == pytest.approx(expected)
+
+
+def test_the_absolute_cost_lets_go_of_hopeless_labels() -> None:
+    logits = torch.tensor([-20.0], dtype=torch.float64, requires_grad=True)
+    loss, _ = selective_loss(
+        torch.ones(1, 2).double(), logits, torch.ones(1), 1.0, make_transport(label_cost="absolute")
+    )
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert -1e-6 < gradient.item() < 0
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The plans that losses are made with."""
+    made: list[torch.Tensor] = []
+
+    def solve(cost: torch.Tensor, mass: float) -> torch.Tensor:
+        made.append(transport_plan(cost, mass))
+        return made[-1]
+
+    monkeypatch.setattr(rlhf.selective, "transport_plan", solve)
+    return made
+
+
+def solve_random(seed: int, size: int, mass: float, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = draw(seed, size).sign()
+    return selective_loss(draw(seed + 1, size, 3), draw(seed + 2, size), labels, mass, make_transport(**changes))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [2, 3, 11])
+@pytest.mark.parametrize("mass", [0.3, 0.77, 1.0])
+def test_a_forbidden_self_match_never_happens(plans: list[torch.Tensor], seed: int, size: int, mass: float) -> None:
+    solve_random(seed, size, mass, self_match_penalty=FORBIDDEN)
+    assert plans[0].diagonal().abs().max() == 0
+
+
+def test_a_dearer_self_match_is_rarer(plans: list[torch.Tensor]) -> None:
+    for penalty in (0.0, 0.01, 0.03, 0.1):
+        solve_random(0, 40, 0.8, self_match_penalty=penalty)
+    shares = [plan.diagonal().sum().item() for plan in plans]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[1] > shares[-1]
+
+
+@pytest.mark.parametrize("mass", [0.4, 0.9, 1.0])
+@pytest.mark.parametrize("penalty", [0.0, FORBIDDEN])
+def test_labels_go_to_near_neighbours_only(plans: list[torch.Tensor], mass: float, penalty: float) -> None:
+    for seed in range(5):
+        solve_random(seed, 12, mass, neighbours=3, self_match_penalty=penalty)
+        points = draw(seed + 1, 12, 3)
+        for row, column in plans[seed].nonzero().tolist():
+            nearer = (points - points[row]).square().sum(1) < (points[column] - points[row]).square().sum()
+            assert nearer.sum() <= 3  # the point itself, and at most two others
+
+
+def test_a_forbidden_self_match_happens_where_no_neighbour_is_left(plans: list[torch.Tensor]) -> None:
+    """Points at 0, 1 and 10, one neighbour: the third may only take the second's label, which the first needs."""
+    points, transport = torch.tensor([[0.0], [1.0], [10.0]]), make_transport(neighbours=1, self_match_penalty=FORBIDDEN)
+    selective_loss(points, torch.zeros(3), torch.ones(3), 1.0, transport)
+    selective_loss(points, torch.zeros(3), torch.ones(3), 2 / 3, transport)
+    assert plans[0].mul(3).round().tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert plans[1].mul(3).round().tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_as_many_neighbours_as_points_are_all() -> None:
+    assert solve_random(0, 8, 0.7, neighbours=7)[0] == solve_random(0, 8, 0.7)[0]
+
+
+def test_a_small_regularisation_gives_the_exact_loss() -> None:
+    exact, kept = solve_random(0, 24, 0.75)
+    smooth, smooth_kept = solve_random(0, 24, 0.75, regularisation=1e-4)
+    assert smooth.item() == pytest.approx(exact.item(), abs=1e-3)
+    torch.testing.assert_close(smooth_kept, kept, atol=0.05, rtol=0)
+    assert solve_random(0, 24, 0.75, regularisation=0.5)[0].item() > exact.item() + 0.01
+
+
+def test_the_gradient_of_a_regularised_loss_is_that_of_the_regularised_optimum() -> None:
+    points, labels = draw(5, 6, 3), draw(6, 6).sign()
+    semantic = torch.cdist(points, points).square()
+    semantic = semantic / semantic.max()
+
+    def optimum(logits: torch.Tensor) -> float:
+        cost = semantic + softplus(-labels * logits[:, None])
+        plan = entropic_plan(cost, 0.7, 0.3, tolerance=1e-10)
+        return ((plan * cost).sum() + 0.3 * (plan * plan.log()).sum()).item() / 0.7
+
+    logits = draw(7, 6).requires_grad_()
+    transport = make_transport(label_weight=1.0, regularisation=0.3)
+    (gradient,) = torch.autograd.grad(selective_loss(points, logits, labels, 0.7, transport)[0], logits)
+    for i, shift in enumerate(1e-4 * torch.eye(6, dtype=torch.float64)):
+        slope = (optimum(logits.detach() + shift) - optimum(logits.detach() - shift)) / 2e-4
+        assert gradient[i].item() == pytest.approx(slope, abs=1e-3)

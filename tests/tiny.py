@@ -8,6 +8,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from rlhf.params import TransportParams
+
 ROOT = Path(__file__).resolve().parents[1]
 
 _WORLD = {"demonstrations": 48, "pairs": 64, "prompts": 32, "test_prompts": 24}
@@ -48,6 +50,20 @@ def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
 
 def _shrink(section: dict[str, Any], sizes: dict[str, Any]) -> None:
     section.update({key: min(value, section[key]) for key, value in sizes.items() if key in section})
+
+
+def make_transport(**changes: Any) -> TransportParams:
+    """The plan's section with the published costs."""
+    values = {
+        "label_weight": 0.1,
+        "semantic_cost": "squared_euclidean",
+        "scale": "max",
+        "label_cost": "cross_entropy",
+        "self_match_penalty": 0.0,
+        "neighbours": None,
+        "regularisation": None,
+    }
+    return TransportParams(**{**values, **changes})
 
 
 def write_params(path: Path, params: dict[str, Any]) -> None:
