@@ -26,8 +26,8 @@ class RewardBatch:
 
     `points` (B, D), `logits` (B,) and `labels` (B,) of 1 and -1 as for `selective_loss`; `mass`, the share of labels to
     use now; `noise_rate`; `doubt` (B,), log odds that a label is wrong by all others, at least 0; `believed` (B,),
-    whether confident learning keeps it; `transport`, what plans are made of; `leads` (B,), by how much the margin should
-    be above 0; `peer_logits` (B,) of a second model, where the objective is among TWINS.
+    whether confident learning keeps it; `transport`, what plans are made of; `leads` (B,), what margins
+    should be above; `peer_logits` (B,) of a second model, where the objective is among TWINS.
     """
 
     points: torch.Tensor
