@@ -1,8 +1,9 @@
-"""Training on preference pairs: the objectives, TRL's reward trainer with its loss replaced, a ledger of the pairs."""
+"""Training on pairs and ratings: objectives, TRL's reward trainer with its loss replaced, a ledger of the labels."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from rlhf.curves import Log
 from rlhf.encoding import pad_batch
-from rlhf.models import fresh_head_expected, load_scorer, lora_config, save_model, set_determinism, trainer_settings
-from rlhf.pairs import Pairs, read_batch, score_margins
+from rlhf.examples import Examples, read_batch, score_margins
+from rlhf.models import load_fresh_scorer, lora_config, save_model, set_determinism, trainer_settings
 from rlhf.params import RewardParams
+from rlhf.ratings import measure_ratings
 from rlhf.reward_losses import OBJECTIVES, RewardBatch
 from rlhf.selective import mass_schedule, orient_batch
 from rlhf.training import CurveReporter, evaluation_steps, fold_adapter
@@ -26,7 +28,7 @@ from rlhf.training import CurveReporter, evaluation_steps, fold_adapter
 
 @dataclass
 class Ledger:
-    """What happened to each training pair: its last margin, and the mean share of its label used while dropping."""
+    """What happened to each training row: its last margin, and the mean share of its label used while dropping."""
 
     margins: np.ndarray
     kept: np.ndarray
@@ -48,7 +50,7 @@ class Ledger:
             self.figures.setdefault(name, []).append(value)
 
     def mean_kept(self) -> np.ndarray:
-        """(pairs,) between 0 and 1; 1 for pairs not visited while labels were dropped."""
+        """(rows,) between 0 and 1; 1 for rows not visited while labels were dropped."""
         return np.where(self.visits > 0, self.kept / np.maximum(self.visits, 1), 1.0)
 
     def take_figures(self) -> dict[str, float]:
@@ -60,7 +62,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of the training labels beforehand: `doubt` (pairs,) in nats, `believed` (pairs,) yes or no."""
+    """What is known of the training labels beforehand: `doubt` (rows,) in nats, `believed` (rows,) yes or no."""
 
     doubt: np.ndarray
     believed: np.ndarray
@@ -76,6 +78,7 @@ class PairwiseTrainer(RewardTrainer):
     section: RewardParams
     noise_rate: float
     padding: int
+    labels: np.ndarray | None
     generator: torch.Generator
     ledger: Ledger
     verdict: Verdict
@@ -86,35 +89,65 @@ class PairwiseTrainer(RewardTrainer):
         rows = inputs.pop("rows").cpu().numpy()
         head = self.accelerator.unwrap_model(model)
         scores, embeddings = read_batch(model, head, inputs, self.padding)
-        chosen, rejected = embeddings.detach().chunk(2)
-        chosen_scores, rejected_scores = scores.chunk(2)
-        margins = chosen_scores - rejected_scores
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(scores)
+        oriented = orient_answers(scores, embeddings, labels, self.generator)
         section = self.section
         mass = mass_schedule(self.state.epoch or 0.0, section.warmup_epochs, section.ramp_epochs, self.noise_rate)
-        batch = RewardBatch(
-            *orient_batch(chosen - rejected, margins, self.generator),
-            mass,
-            self.noise_rate,
-            torch.from_numpy(self.verdict.doubt[rows]).to(margins),
-            torch.from_numpy(self.verdict.believed[rows]).to(margins.device),
-            section.label_weight,
-        )
+        batch = make_batch(section, oriented, self.verdict, rows, (mass, self.noise_rate))
         loss, kept = OBJECTIVES[section.objective](batch)
-        self.ledger.enter(rows, margins.detach().cpu().numpy(), kept.cpu().numpy(), mass)
+        self.ledger.enter(rows, batch.margins.detach().cpu().numpy(), kept.cpu().numpy(), mass)
         return (loss, {"logits": scores}) if return_outputs else loss
 
 
-class HeldOutCurve(TrainerCallback):
-    """Logs loss and accuracy on held-out pairs, whose labels are as noisy as those in training, at even steps."""
+def orient_answers(
+    scores: torch.Tensor, embeddings: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Points, logits and labels for `selective_loss` from a batch of answers, side after side.
 
-    def __init__(self, model: Any, pairs: Pairs, section: RewardParams, log: Log) -> None:
-        self._measure = lambda: measure_margins(score_margins(model, pairs, section.batch_size))
+    Rated answers are what they are; of pairs, whose `labels` are None, each is turned around at random.
+    """
+    if labels is not None:
+        return embeddings.detach(), scores, labels
+    chosen, rejected = embeddings.detach().chunk(2)
+    chosen_scores, rejected_scores = scores.chunk(2)
+    return orient_batch(chosen - rejected, chosen_scores - rejected_scores, generator)
+
+
+def make_batch(
+    section: RewardParams,
+    oriented: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    verdict: Verdict,
+    rows: np.ndarray,
+    shares: tuple[float, float],
+) -> RewardBatch:
+    """What an objective sees of the training `rows` (B,); `shares` are the mass and the noise rate."""
+    logits = oriented[1]
+    return RewardBatch(
+        *oriented,
+        *shares,
+        torch.from_numpy(verdict.doubt[rows]).to(logits),
+        torch.from_numpy(verdict.believed[rows]).to(logits.device),
+        section.label_weight,
+    )
+
+
+class HeldOutCurve(TrainerCallback):
+    """Logs loss and accuracy on held-out rows, whose labels are as noisy as those in training, at even steps."""
+
+    def __init__(self, model: Any, examples: Examples, section: RewardParams, log: Log) -> None:
+        self._measure = lambda: measure(score_margins(model, examples, section.batch_size), examples.labels)
         self._evaluations = section.evaluations
         self._log = log
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step in evaluation_steps(state.max_steps, self._evaluations):
-            self._log({f"held_out_{name}": value for name, value in self._measure().items()}, state.global_step)
+            figures = {f"held_out_{name}": value for name, value in self._measure().items() if value is not None}
+            self._log(figures, state.global_step)
+
+
+def measure(margins: np.ndarray, labels: np.ndarray | None) -> Mapping[str, float | None]:
+    """The figures of pairs, whose labels are None, or of ratings, by how much scores speak for the labels, (rows,)."""
+    return measure_margins(margins) if labels is None else measure_ratings(labels * margins, labels)
 
 
 def measure_margins(margins: np.ndarray) -> dict[str, float]:
@@ -134,23 +167,25 @@ def measure_margins(margins: np.ndarray) -> dict[str, float]:
 class Job:
     """One model to train: start, data, objective's noise rate, and where the result goes."""
 
-    start: Path
+    start: Path | str
     tokenizer: Any
-    train: Pairs
-    test: Pairs | None
+    train: Examples
+    test: Examples | None
     noise_rate: float
     model: Path
     verdict: Verdict | None = None
 
 
 def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[Any, Ledger]:
-    """Train one score model, fold its adapter, save it, and return it with the ledger of its training pairs."""
+    """Train one score model, fold its adapter, save it, and return it with the ledger of its training rows."""
     set_determinism(seed)
-    model = load_fresh_scorer(job, section)
+    padding = job.tokenizer.pad_token_id
+    model: Any = load_fresh_scorer(job.start, padding, section)
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(section, seed, Path(folder))
         trainer = _build_trainer(section, job, model, settings)
-        trainer.section, trainer.noise_rate, trainer.padding = section, job.noise_rate, job.tokenizer.pad_token_id
+        trainer.section, trainer.noise_rate, trainer.padding = section, job.noise_rate, padding
+        trainer.labels = job.train.labels
         trainer.generator = torch.Generator().manual_seed(seed)
         trainer.ledger = Ledger.blank(len(job.train))
         trainer.verdict = job.verdict or Verdict.blank(len(job.train))
@@ -158,28 +193,21 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
         if job.test is not None and len(job.test):
             trainer.add_callback(HeldOutCurve(trainer.model, job.test, section, log))
         trainer.train()
-    sample = pad_batch(job.train.chosen[:8], job.tokenizer.pad_token_id)
-    merged = fold_adapter(trainer.model, section.adapter, sample, lambda: load_fresh_scorer(job))
+    sample = pad_batch(job.train.sides[0][:8], padding)
+    merged = fold_adapter(trainer.model, section.adapter, sample, lambda: load_fresh_scorer(job.start, padding))
     save_model(merged, job.tokenizer, job.model)
     return merged, trainer.ledger
 
 
-def load_fresh_scorer(job: Job, section: RewardParams | None = None) -> Any:
-    """The starting model with a score head of zeros: no answer is preferred before a label has been seen."""
-    with fresh_head_expected():
-        model: Any = load_scorer(job.start, section)
-    model.config.pad_token_id = job.tokenizer.pad_token_id
-    torch.nn.init.zeros_(model.score.weight)
-    return model
-
-
 def _build_trainer(section: RewardParams, job: Job, model: Any, settings: dict[str, Any]) -> PairwiseTrainer:
-    rows = {"chosen_ids": job.train.chosen, "rejected_ids": job.train.rejected, "row": list(range(len(job.train)))}
-    padding = job.tokenizer.pad_token_id
+    count, padding = len(job.train), job.tokenizer.pad_token_id
+    # By the other two columns TRL knows that nothing is left to tokenise; the answers stay where they are.
+    rows = {"row": list(range(count)), "chosen_ids": [[]] * count, "rejected_ids": [[]] * count}
 
     def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        sequences = [item["chosen_ids"] for item in items] + [item["rejected_ids"] for item in items]
-        return {**pad_batch(sequences, padding), "rows": torch.tensor([item["row"] for item in items])}
+        numbers = [item["row"] for item in items]
+        sequences = [side[number] for side in job.train.sides for number in numbers]
+        return {**pad_batch(sequences, padding), "rows": torch.tensor(numbers)}
 
     return PairwiseTrainer(
         model=model,

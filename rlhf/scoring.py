@@ -129,15 +129,15 @@ TOLERANCE = 1e-3
 """How far a score may move with batch, padding side and neighbours, in units of the scores' spread (at least 1)."""
 
 
-def check_reward_model(folder: Path, rows: Sequence[Row]) -> None:
+def check_reward_model(folder: Path, rows: Sequence[Row], columns: Sequence[str] = ("chosen", "rejected")) -> None:
     """The hand-over contract: one finite score per answer, whatever stands beside it and wherever the padding is.
 
-    `rows` are preferences. Raises UserError naming the part of the contract that is broken.
+    `columns` of the rows hold answers. Raises UserError naming the part of the contract that is broken.
     """
     model = RewardModel(folder, batch_size=1)
-    sequences = [model.encode(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    sequences = [model.encode(row["prompt"], row[column]) for row in rows for column in columns]
     if not sequences:
-        raise UserError(f"there is no preference to check the reward model in {folder} with; raise test_share")
+        raise UserError(f"there is no answer to check the reward model in {folder} with; raise test_share")
     alone = model.score_ids(sequences)
     if not all(math.isfinite(score) for score in alone):
         raise UserError(f"the reward model in {folder} gives scores that are not finite; lower reward.learning_rate")
