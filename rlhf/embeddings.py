@@ -41,11 +41,13 @@ def embed_answers(section: EmbedParams, files: EmbedFiles) -> dict[str, int]:
     """Write the last token's state of every distinct answer, and which of them belong to which row.
 
     `answers.npy` is (answers, dimensions) in float32; `KIND/SPLIT.jsonl` names per row the places of its answers. A
-    row with an answer longer than `section.max_length` tokens is left out of it, and thereby of the reward model's
-    training. `lengths.csv` counts the answers by their tokens. Returns the metrics.
-    Raises UserError where all rows of a split are too long, or the model cannot read so much.
+    row with an answer longer than `section.max_length` tokens, or than the model's context, is left out of it, and
+    thereby of the reward model's training. `lengths.csv` counts the answers by their tokens. Returns the metrics.
+    Raises UserError where all rows of a split are too long.
     """
-    tokenizer = load_tokenizer(files.model)
+    tokenizer: Any = load_tokenizer(files.model)
+    model: Any = load_fresh_scorer(files.model, tokenizer.pad_token_id, section)
+    limit = min(section.max_length, getattr(model.config, "max_position_embeddings", None) or section.max_length)
     known: dict[tuple[int, ...], int] = {}
     lengths: Counter[int] = Counter()
     metrics: dict[str, int] = {}
@@ -55,14 +57,14 @@ def embed_answers(section: EmbedParams, files: EmbedFiles) -> dict[str, int]:
         for path, split, listed in zip(paths, SPLITS, rows, strict=True):
             encoded = [[tuple(encode_answer(tokenizer, row["prompt"], row[c])) for c in columns] for row in listed]
             lengths.update(len(ids) for answers in encoded for ids in answers)
-            kept = _number_answers(listed, encoded, section.max_length, known)
+            kept = _number_answers(listed, encoded, limit, known)
             if any(rows):
-                _check_some_left(path, len(listed), len(kept), section.max_length)
+                _check_some_left(path, len(listed), len(kept), limit)
             write_rows(files.embeddings / kind / f"{split}.jsonl", kept)
             metrics |= {f"{kind}_{split}_rows": len(kept), f"{kind}_{split}_dropped_too_long": len(listed) - len(kept)}
-    dimensions = _write_vectors([list(ids) for ids in known], section, files, tokenizer)
+    _write_vectors(model, [list(ids) for ids in known], section.batch_size, files.embeddings / _VECTORS)
     _write_lengths(files.report / "lengths.csv", lengths)
-    return {**metrics, "answers": len(known), "dimensions": dimensions}
+    return {**metrics, "answers": len(known), "dimensions": model.score.in_features}
 
 
 def _number_answers(
@@ -79,37 +81,29 @@ def _number_answers(
 def _check_some_left(path: Path, count: int, kept: int, max_length: int) -> None:
     if not kept:
         raise UserError(
-            f"{path} has no row for the reward model: {count} rows, {count} of them longer than "
-            f"embed.max_length = {max_length} tokens; raise it, or give more data (or a larger test_share)"
+            f"{path} has no row for the reward model: {count} rows, {count} of them longer than {max_length} tokens "
+            "(embed.max_length or the model's context); raise it, or give more data (or a larger test_share)"
         )
     if kept < count:
         logger.warning("%s: %d rows longer than %d tokens are left out", path.name, count - kept, max_length)
 
 
-def _write_vectors(sequences: list[list[int]], section: EmbedParams, files: EmbedFiles, tokenizer: Any) -> int:
-    """Embed batch by batch into a file that lies on the disk, and return the dimensions; 0 where nothing is there."""
+def _write_vectors(model: Any, sequences: list[list[int]], batch_size: int, path: Path) -> None:
+    """Embed batch by batch into a file that lies on the disk."""
     import numpy as np
-
-    path = files.embeddings / _VECTORS
-    if not sequences:
-        np.save(path, np.zeros((0, 0), dtype=np.float32))
-        return 0
     import torch
 
     from rlhf.examples import read_in_batches
 
-    model: Any = load_fresh_scorer(files.model, tokenizer.pad_token_id, section)
-    limit = getattr(model.config, "max_position_embeddings", None)
-    longest = max(map(len, sequences))
-    if limit and longest > limit:
-        raise UserError(f"an answer has {longest} tokens but {files.model} reads {limit}; lower embed.max_length to it")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    size = model.score.in_features
-    vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(sequences), size))
-    for places, _, embeddings in read_in_batches(model, sequences, section.batch_size):
+    shape = (len(sequences), model.score.in_features)
+    if not sequences:  # a file without content cannot be mapped into memory
+        np.save(path, np.zeros(shape, dtype=np.float32))
+        return
+    vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    for places, _, embeddings in read_in_batches(model, sequences, batch_size):
         vectors[places] = embeddings
     vectors.flush()
-    return size
 
 
 def _write_lengths(path: Path, lengths: Counter[int]) -> None:

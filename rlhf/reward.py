@@ -130,29 +130,30 @@ class Source:
     def read(self, path: Path, split: str) -> Examples:
         """The rows that the stage embed kept; encoded unless the embeddings are all that is read."""
         places = load_places(self.files.embeddings, self.kind, split)
-        rows = [row for row in training_rows(path) if row["id"] in places]
+        listed = training_rows(path)
+        rows = [row for row in listed if row["id"] in places]
         columns = () if self.section.frozen else ANSWERS[self.kind]
+        ratings, threshold = self.section.ratings, self.threshold
         return Examples(
             [row["id"] for row in rows],
             [json.dumps(row["prompt"], ensure_ascii=False) for row in rows],
             np.array([places[row["id"]] for row in rows]),
             encode_sides(self.tokenizer, rows, columns),
-            self.label(read_scores(self.section.ratings, rows)) if self.section.ratings else None,
-            len(training_rows(path)) - len(rows),
+            threshold.label(read_scores(ratings, rows)) if ratings and threshold else None,
+            len(listed) - len(rows),
         )
-
-    def label(self, scores: np.ndarray) -> np.ndarray:
-        """1 and -1 for good and bad ratings."""
-        assert self.threshold is not None
-        return self.threshold.label(scores)
 
     def read_flips(self, path: Path) -> dict[str, bool] | None:
         """Which labels are wrong, by the row's id; None where that is not known."""
-        return audit.read_flips(path) if self.threshold is None else audit.read_rating_flips(path, self.label)
+        return audit.read_flips(path) if self.threshold is None else audit.read_rating_flips(path, self.threshold.label)
+
+
+def _kind(section: RewardParams) -> str:
+    return "ratings" if section.ratings else "preferences"
 
 
 def _open_source(section: RewardParams, files: RewardFiles) -> Source:
-    kind = "ratings" if section.ratings else "preferences"
+    kind = _kind(section)
     start = files.embedder if section.frozen else files.start
     threshold = None
     if section.ratings:
@@ -205,9 +206,8 @@ def _judge_labels(points: np.ndarray, examples: Examples, rate: float, seed: int
 
 def _skip(section: RewardParams, files: RewardFiles) -> Metrics:
     """No labels, no reward model: policies on rule rewards need none, but the stage's outputs must exist."""
-    kind = "ratings" if section.ratings else "preferences"
     for folder in (files.model, files.judge):
-        _leave_note(folder, f"No reward model was trained: prepare.data.{kind} is null.")
+        _leave_note(folder, f"No reward model was trained: prepare.data.{_kind(section)} is null.")
     CurveRecorder(no_log).write(files.report / "curves.csv")
     return {"rows": 0, "held_out_rows": 0}
 

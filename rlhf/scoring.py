@@ -163,6 +163,15 @@ def check_reward_model(folder: Path, rows: Sequence[Row], columns: Sequence[str]
 
 def check_same_tokenizer(policy: Path, reward: Path) -> None:
     """Raise UserError, naming the first difference, where the reward model splits text otherwise than the policy."""
+    if difference := tokenizer_difference(policy, reward):
+        raise UserError(
+            f"the tokenizers of policy and reward model differ: {difference}; "
+            "train the reward model from the same SFT model"
+        )
+
+
+def tokenizer_difference(policy: Path, reward: Path) -> str | None:
+    """The first thing in which two folders' tokenizers differ, in words; None where they split all text alike."""
     found = [_describe_tokenizer(load_tokenizer(folder)) for folder in (policy, reward)]
     for name, ours in found[0].items():
         theirs = found[1][name]
@@ -171,10 +180,8 @@ def check_same_tokenizer(policy: Path, reward: Path) -> None:
         if isinstance(ours, dict):
             name = min(token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token))
             ours, theirs, name = ours.get(name), theirs.get(name), f"id of the token {name!r}"
-        raise UserError(
-            f"the tokenizers of policy and reward model differ: the {name} is {_short(ours)} in {policy} but "
-            f"{_short(theirs)} in {reward}; train the reward model from the same SFT model"
-        )
+        return f"the {name} is {_short(ours)} in {policy} but {_short(theirs)} in {reward}"
+    return None
 
 
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
