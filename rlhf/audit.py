@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ from rlhf.data.formats import Row, completion_text, read_rows
 
 FLIPPED = "truth_flipped"
 """The column that says whether `chosen` and `rejected` stand the wrong way round."""
+TRUE_SCORE = "truth_score"
+"""The column with a rating's true value."""
 
 
 def read_flips(path: Path) -> dict[str, bool] | None:
@@ -22,12 +24,13 @@ def read_flips(path: Path) -> dict[str, bool] | None:
     return {row["id"]: bool(row[FLIPPED]) for row in rows}
 
 
-def read_true_rows(path: Path) -> list[Row]:
-    """The rows with their answers put right where they are known to be the wrong way round."""
-    return [
-        {**row, "chosen": row["rejected"], "rejected": row["chosen"]} if row.get(FLIPPED) else row
-        for row in read_rows(path)
-    ]
+def read_rating_flips(path: Path, label: Callable[[np.ndarray], np.ndarray]) -> dict[str, bool] | None:
+    """The same of a file of ratings, of which `label` makes labels: those that the true rating would change."""
+    rows = read_rows(path)
+    if not rows or any(TRUE_SCORE not in row for row in rows):
+        return None
+    given, true = (label(np.array([row[name] for row in rows], dtype=float)) for name in ("score", TRUE_SCORE))
+    return {row["id"]: bool(wrong) for row, wrong in zip(rows, given != true, strict=True)}
 
 
 def rank_suspects(margins: np.ndarray, right: np.ndarray | None) -> np.ndarray:
@@ -86,7 +89,7 @@ def draw_margins(margins: np.ndarray, flips: Sequence[bool] | None, path: Path) 
     edges = np.histogram_bin_edges(margins, bins=40).tolist()
     axes.hist([margins[~wrong], margins[wrong]], edges, stacked=True, label=["label", "label known to be wrong"])
     axes.axvline(0, color="black", linewidth=1)
-    axes.set(xlabel="score of the chosen minus score of the rejected answer", ylabel="held-out pairs")
+    axes.set(xlabel="score in favour of the label (of a pair, chosen minus rejected)", ylabel="held-out labels")
     if flips is not None:
         axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlhf.curves import rounded_number
 from rlhf.data.formats import Row, completion_text, write_rows
 from rlhf.errors import UserError, first_line
+from rlhf.examples import sample_rows
 from rlhf.noise import NoiseEstimate, estimate_noise_rate, orient_pairs
-from rlhf.pairs import sample_rows
 from rlhf.trust import trust_labels
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from rlhf.errors import UserError, first_line
-from rlhf.params import AdapterParams, TrainingParams
+from rlhf.params import AdapterParams, EmbedParams, TrainingParams
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -62,22 +62,47 @@ def load_causal(folder: Path | str, section: TrainingParams | None = None) -> Pr
     return _load(AutoModelForCausalLM, folder, section).eval()
 
 
-def load_scorer(folder: Path | str, section: TrainingParams | None = None) -> PreTrainedModel:
+def load_scorer(folder: Path | str, section: TrainingParams | EmbedParams | None = None) -> PreTrainedModel:
     """A model with one score per text, loaded like a language model; a causal folder gets a fresh head."""
     from transformers import AutoModelForSequenceClassification
+
+    import rlhf.mlp_scorer  # noqa: F401 - makes the class of heads with hidden layers known
 
     return _load(AutoModelForSequenceClassification, folder, section, num_labels=1).eval()
 
 
-def weight_settings(section: TrainingParams | None) -> dict[str, Any]:
+def load_fresh_scorer(
+    folder: Path | str, padding: int, section: TrainingParams | EmbedParams | None = None
+) -> PreTrainedModel:
+    """A model with a score head of zeros: no answer is preferred before a label has been seen.
+
+    Raises UserError where the model reads its score from something else than the last token's state.
+    """
+    import torch
+
+    with fresh_head_expected():
+        model: Any = load_scorer(folder, section)
+    head = getattr(model, "score", None)
+    if not isinstance(head, torch.nn.Linear):
+        raise UserError(
+            f"{folder} is a {type(model).__name__}, which scores no text by its last token; name a causal model"
+        )
+    model.config.pad_token_id = padding
+    torch.nn.init.zeros_(head.weight)
+    return model
+
+
+def weight_settings(section: TrainingParams | EmbedParams | None) -> dict[str, Any]:
     """`dtype` and quantisation (QLoRA) in which a model to train is loaded; without a section, fp32.
 
-    Only what is frozen under an adapter has fewer bits: bf16 would round most updates of trained weights away.
+    Only what is frozen, under an adapter or for good, has fewer bits: bf16 would round most updates of trained weights
+    away.
     Raises UserError where this machine cannot quantise.
     """
-    adapter = section.adapter if section else None
+    adapter = section.adapter if isinstance(section, TrainingParams) else None
+    is_frozen = isinstance(section, EmbedParams) or adapter is not None
     settings: dict[str, Any] = {
-        "dtype": "bfloat16" if section and adapter and section.precision == "bf16" else "float32"
+        "dtype": "bfloat16" if section and is_frozen and section.precision == "bf16" else "float32"
     }
     if adapter and adapter.quantise:
         settings["quantization_config"] = _quantisation(adapter.quantise)
@@ -103,7 +128,7 @@ def _quantisation(kind: str) -> BitsAndBytesConfig:
     )
 
 
-def _load(auto_class: Any, folder: Path | str, section: TrainingParams | None, **settings: Any) -> Any:
+def _load(auto_class: Any, folder: Path | str, section: TrainingParams | EmbedParams | None, **settings: Any) -> Any:
     settings |= weight_settings(section)
     try:
         model = auto_class.from_pretrained(folder, **settings)

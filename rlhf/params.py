@@ -113,6 +113,7 @@ class DataParams(Section):
 
     sft: Source
     preferences: Source | None
+    ratings: Annotated[FileSource | HubSource, Field(discriminator="kind")] | None
     prompts: Source
 
 
@@ -212,15 +213,51 @@ class TransportParams(Section):
     regularisation: PositiveFloat | None
 
 
+class EmbedParams(Section):
+    """Frozen embeddings of every answer. `model` is `sft`, or a folder or hub id of another causal model.
+
+    A row with an answer longer than `max_length` tokens of that model is left out of the reward model's training too.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    max_length: PositiveInt
+    batch_size: PositiveInt
+    precision: Literal["fp32", "bf16"]
+
+
+class RatingParams(Section):
+    """The scale of ratings, and which are good: those above the `median`, or from the `mean` or a number on."""
+
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+    positive: Literal["mean", "median"] | Annotated[float, Field(allow_inf_nan=False)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RatingParams:
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low:g} but high is {self.high:g}; give the least rating and the greatest")
+        if not isinstance(self.positive, str) and not self.low < self.positive <= self.high:
+            raise ValueError(
+                f"positive is {self.positive:g}, but ratings go from {self.low:g} to {self.high:g}; "
+                "choose a number above the least, mean or median"
+            )
+        return self
+
+
 class RewardParams(TrainingParams):
     """The reward model.
 
-    `noise_rate` is the share of wrong preferences; or `estimate`, by what the embeddings foretell; or `agreement`, by
-    how often annotators of the same two answers agree. `group` names the column by which labels may be wrong together:
-    topic, source or annotator. `margin` names a column of numbers by which the chosen answer's reward should be ahead
-    (bradley_terry). `center_rewards_coefficient` weighs the square of the two rewards' sum.
+    `ratings` takes ratings instead of preferences as labels; `frozen` trains only the score head, on the embeddings of
+    the stage embed, with `hidden` layers of these sizes. `noise_rate` is the share of wrong labels; or `estimate`, by
+    what the embeddings foretell; or `agreement`, by how often annotators of the same answers agree. `group` names the
+    column by which labels may be wrong together: topic, source or annotator. `margin` names a column of numbers by
+    which the chosen answer's reward should be ahead (bradley_terry). `center_rewards_coefficient` weighs the square of
+    the two rewards' sum.
     """
 
+    ratings: RatingParams | None
+    frozen: bool
+    hidden: list[PositiveInt]
     objective: Literal[
         "bradley_terry",
         "label_smoothing",
@@ -242,14 +279,23 @@ class RewardParams(TrainingParams):
     warmup_epochs: NonNegativeFloat
     ramp_epochs: NonNegativeFloat
     epochs: PositiveFloat
-    max_length: PositiveInt
     evaluations: PositiveInt
     judge: bool
 
     @model_validator(mode="after")
-    def _margin_is_used(self) -> RewardParams:
-        if self.margin is not None and self.objective != "bradley_terry":
-            raise ValueError(f"{self.objective} has no margin; set margin to null, or objective to bradley_terry")
+    def _fits_together(self) -> RewardParams:
+        if self.margin is not None and (self.objective != "bradley_terry" or self.ratings):
+            what = "ratings have" if self.ratings else f"{self.objective} has"
+            raise ValueError(f"{what} no margin; set margin to null, or train by bradley_terry on preferences")
+        if self.center_rewards_coefficient and self.ratings:
+            raise ValueError("ratings have one reward each; set center_rewards_coefficient to 0")
+        if self.hidden and not self.frozen:
+            raise ValueError(f"hidden is {self.hidden} but frozen is false; set frozen to true, or hidden to []")
+        if self.frozen and (self.adapter or self.precision == "bf16" or self.gradient_checkpointing):
+            raise ValueError(
+                "frozen trains a score head alone, in fp32; set adapter to null, precision to fp32 and "
+                "gradient_checkpointing to false"
+            )
         return self
 
 
@@ -414,6 +460,7 @@ class Params(Section):
     prepare: PrepareParams
     validate_: ValidateParams = Field(alias="validate")
     sft: SFTParams
+    embed: EmbedParams
     reward: RewardParams
     policies: Annotated[dict[Key, PolicyParams], Field(min_length=1)]
     evaluate: EvaluateParams
@@ -423,11 +470,13 @@ class Params(Section):
     def _sections_fit(self) -> Params:
         if "sft" in self.policies:
             raise ValueError("policies.sft is the name of the model that policies are compared with; choose another")
+        if self.reward.ratings and self.prepare.data.ratings is None:
+            raise ValueError("reward.ratings gives a scale but prepare.data.ratings is null; give the ratings a source")
         if self.prepare.data.preferences is None:
             needy = sorted(
                 name
                 for name, policy in self.policies.items()
-                if policy.algorithm == "dpo" or policy.rewards.reward_model
+                if policy.algorithm == "dpo" or (policy.rewards.reward_model and not self.reward.ratings)
             )
             if needy:
                 raise ValueError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ import numpy as np
 
 from rlhf import audit
 from rlhf.curves import CurveRecorder, Log, no_log, rounded_number, write_json
-from rlhf.data.formats import Row, completion_text, render_prompt, training_rows
+from rlhf.data.formats import completion_text, render_prompt, training_rows
+from rlhf.embeddings import ANSWERS, load_places, load_vectors
 from rlhf.errors import UserError
+from rlhf.examples import Examples, encode_sides, sample_rows, score_margins
+from rlhf.heads import fit_head, score_embedded
 from rlhf.models import load_tokenizer
 from rlhf.noise import NoiseEstimate, estimate_from_agreement, estimate_noise_rate, orient_pairs
-from rlhf.pairs import Pairs, embed_differences, encode_pairs, sample_rows, score_margins
-from rlhf.pairwise import Job, Ledger, Verdict, fit_scorer, load_fresh_scorer, measure_margins
+from rlhf.pairwise import Job, Ledger, Verdict, fit_scorer, measure
 from rlhf.params import RewardParams
+from rlhf.ratings import Threshold, constant_error, find_threshold, guess_by_length, read_scores, with_constant
 from rlhf.scoring import check_reward_model
 from rlhf.trust import Trust, trust_labels
 
@@ -27,17 +32,23 @@ logger = logging.getLogger(__name__)
 
 JUDGED = ("selective", "cleanlab")
 """Objectives that are told beforehand what the other pairs say of each label."""
-ESTIMATION_PAIRS = 1000
-"""At most so many pairs are used for the noise estimate (standard error below 0.02)."""
+ESTIMATION_ROWS = 1000
+"""At most so many rows are used for the noise estimate (standard error below 0.02)."""
 
 SUSPECTS_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class RewardFiles:
-    """What the stage reads (model to start from, pairs) and writes (reward model, judge, report folder)."""
+    """What the stage reads and writes.
+
+    The SFT model, the model whose embeddings are cached and their folder, training and held-out rows; the reward model,
+    the judge and the report's folder.
+    """
 
     start: Path
+    embedder: Path | str
+    embeddings: Path
     train: Path
     test: Path
     model: Path
@@ -46,48 +57,112 @@ class RewardFiles:
 
 
 Metrics = dict[str, float | int | None]
+Margins = Callable[[Examples], np.ndarray]
+"""By how much a trained model speaks for each label, (rows,)."""
 
 
 def train_reward(section: RewardParams, files: RewardFiles, seed: int, log: Log) -> Metrics:
     """Train and save the reward model, and the judge if asked for, and return the metrics.
 
     Training never sees truth columns; rlhf.audit reads them afterwards for `*_clean` and `audit_*`, which are missing
-    where no truth is known. Raises UserError on unusable pairs or if the saved model breaks the hand-off contract.
+    where no truth is known. Raises UserError on unusable rows or if the saved model breaks the hand-off contract.
     """
     if not training_rows(files.train) and not training_rows(files.test):
-        return _skip(files)
-    tokenizer = load_tokenizer(files.start)
-    train = _read_pairs(files.train, tokenizer, section.max_length)
-    test = _read_pairs(files.test, tokenizer, section.max_length)
-    noise = _study_labels(section, files, tokenizer, train, seed)
+        return _skip(section, files)
+    source = _open_source(section, files)
+    train, test = source.read(files.train, "train"), source.read(files.test, "test")
+    noise = _study_labels(source, train, seed)
     recorder = CurveRecorder(log)
     leads = _read_leads(section, files.train, train)
-    job = Job(files.start, tokenizer, train, test, noise.rate, files.model, noise.verdict(), leads)
-    model, ledger = fit_scorer(section, job, seed, recorder)
+    verdict = replace(noise.verdict() or Verdict.blank(len(train)), leads=leads)
+    job = Job(source.start, source.tokenizer, train, test, noise.rate, files.model, verdict)
+    measure_by, ledger = _fit(source, job, seed, recorder)
     recorder.write(files.report / "curves.csv")
-    margins = score_margins(model, test, section.batch_size)
+    margins = measure_by(test)
     right = noise.trust.right if noise.trust else None
     suspects = audit.rank_suspects(ledger.margins, right)
     metrics: Metrics = {
-        **measure_margins(margins),
+        **measure(margins, test.labels),
         **_describe_noise(noise.estimate, noise.rate),
         "rows": len(train),
         "rows_dropped_too_long": train.dropped,
         "held_out_rows": len(test),
         "held_out_rows_dropped_too_long": test.dropped,
-        **_measure_length(files, test),
-        **_measure_truth(files, test, margins),
-        **_audit_training(files, train, suspects, noise.rate),
+        **_measure_constant(train, test),
+        **_measure_length(source, train, test),
+        **_measure_truth(source, train, test, margins),
+        **_audit_training(source, train, suspects, noise.rate),
     }
-    _write_suspects(files, tokenizer, train, (suspects, ledger, right))
+    _write_suspects(files, source.tokenizer, train, (suspects, ledger, right))
     if noise.trust and noise.groups:
         _write_groups(files.report / "groups.csv", noise.trust, noise.groups)
     if section.judge:
-        metrics |= _train_judge(section, files, seed, train)
+        metrics |= _train_judge(source, seed, train, test)
     else:
         _leave_note(files.judge, "No judge was trained: reward.judge is false.")
-    check_reward_model(files.model, training_rows(files.test)[:8])
+    check_reward_model(files.model, training_rows(files.test)[:8], ANSWERS[source.kind])
     return metrics
+
+
+def _fit(source: Source, job: Job, seed: int, log: Log) -> tuple[Margins, Ledger]:
+    """Train a whole model, or a head on the embeddings."""
+    section = source.section
+    if section.frozen:
+        head, ledger = fit_head(section, job, source.vectors, seed, log)
+        return lambda examples: score_embedded(head, examples, source.vectors), ledger
+    model, ledger = fit_scorer(section, job, seed, log)
+    return lambda examples: score_margins(model, examples, section.batch_size), ledger
+
+
+# labels -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """How rows become examples: the model that reads them, all embeddings, and from where on a rating is good."""
+
+    section: RewardParams
+    files: RewardFiles
+    kind: str
+    start: Path | str
+    tokenizer: Any
+    vectors: np.ndarray
+    threshold: Threshold | None
+
+    def read(self, path: Path, split: str) -> Examples:
+        """The rows that the stage embed kept; encoded unless the embeddings are all that is read."""
+        places = load_places(self.files.embeddings, self.kind, split)
+        listed = training_rows(path)
+        rows = [row for row in listed if row["id"] in places]
+        columns = () if self.section.frozen else ANSWERS[self.kind]
+        ratings, threshold = self.section.ratings, self.threshold
+        return Examples(
+            [row["id"] for row in rows],
+            [json.dumps(row["prompt"], ensure_ascii=False) for row in rows],
+            np.array([places[row["id"]] for row in rows]),
+            encode_sides(self.tokenizer, rows, columns),
+            threshold.label(read_scores(ratings, rows)) if ratings and threshold else None,
+            len(listed) - len(rows),
+        )
+
+    def read_flips(self, path: Path) -> dict[str, bool] | None:
+        """Which labels are wrong, by the row's id; None where that is not known."""
+        return audit.read_flips(path) if self.threshold is None else audit.read_rating_flips(path, self.threshold.label)
+
+
+def _kind(section: RewardParams) -> str:
+    return "ratings" if section.ratings else "preferences"
+
+
+def _open_source(section: RewardParams, files: RewardFiles) -> Source:
+    kind = _kind(section)
+    start = files.embedder if section.frozen else files.start
+    threshold = None
+    if section.ratings:
+        kept = load_places(files.embeddings, kind, "train")
+        rows = [row for row in training_rows(files.train) if row["id"] in kept]
+        threshold = find_threshold(section.ratings, read_scores(section.ratings, rows))
+    return Source(section, files, kind, start, load_tokenizer(start), load_vectors(files.embeddings), threshold)
 
 
 @dataclass(frozen=True)
@@ -108,26 +183,38 @@ class Noise:
         return Verdict(self.trust.doubt, believed)
 
 
-def _study_labels(section: RewardParams, files: RewardFiles, tokenizer: Any, train: Pairs, seed: int) -> Noise:
-    """Estimate the noise and, for objectives that ask for it, judge each label, by the untrained model."""
-    groups = None if section.group is None else list(map(str, _read_column("group", section.group, files.train, train)))
+def _study_labels(source: Source, train: Examples, seed: int) -> Noise:
+    """Estimate the noise and, for objectives that ask for it, judge each label, by the embeddings."""
+    section = source.section
+    groups = None
+    if section.group is not None:
+        groups = list(map(str, _read_column("group", section.group, source.files.train, train)))
     is_judged = section.objective in JUDGED
-    pairs = train if is_judged else train.sample(ESTIMATION_PAIRS, seed)
-    model = load_fresh_scorer(Job(files.start, tokenizer, pairs, None, 0.0, files.start), section)
-    differences = embed_differences(model, pairs, section.batch_size)
+    examples = train if is_judged else train.sample(ESTIMATION_ROWS, seed)
+    points = examples.points(source.vectors)
+    if examples.labels is not None:
+        points = with_constant(points)
     if section.noise_rate == "agreement":
         estimate = _compare_votes(train, seed)
     else:
-        estimate = _estimate_noise(section, differences, pairs, seed)
+        estimate = _estimate_noise(section, points, examples, seed)
     rate = estimate.rate if isinstance(section.noise_rate, str) and estimate else float(section.noise_rate)
-    trust = trust_labels(differences, pairs.number_answers()[0], rate, seed, groups) if is_judged else None
+    trust = _judge_labels(points, examples, rate, seed, groups) if is_judged else None
     return Noise(estimate, rate, groups, trust)
 
 
-def _skip(files: RewardFiles) -> Metrics:
-    """No preferences, no reward model: policies on rule rewards need none, but the stage's outputs must exist."""
+def _judge_labels(points: np.ndarray, examples: Examples, rate: float, seed: int, groups: list[str] | None) -> Trust:
+    """A pair is judged as it is, a rating like a pair that stands the right way round where it is good."""
+    if examples.labels is None:
+        return trust_labels(points, examples.places, rate, seed, groups)
+    distinct = np.arange(2 * len(examples)).reshape(-1, 2)
+    return trust_labels(points * examples.labels[:, None], distinct, rate, seed, groups)
+
+
+def _skip(section: RewardParams, files: RewardFiles) -> Metrics:
+    """No labels, no reward model: policies on rule rewards need none, but the stage's outputs must exist."""
     for folder in (files.model, files.judge):
-        _leave_note(folder, "No reward model was trained: prepare.data.preferences is null.")
+        _leave_note(folder, f"No reward model was trained: prepare.data.{_kind(section)} is null.")
     CurveRecorder(no_log).write(files.report / "curves.csv")
     return {"rows": 0, "held_out_rows": 0}
 
@@ -137,24 +224,8 @@ def _leave_note(folder: Path, text: str) -> None:
     (folder / "README").write_text(text + "\n", encoding="utf-8")
 
 
-def _read_pairs(path: Path, tokenizer: Any, max_length: int) -> Pairs:
-    return _encode_counted(training_rows(path), path, tokenizer, max_length)
-
-
-def _encode_counted(rows: list[Row], path: Path, tokenizer: Any, max_length: int) -> Pairs:
-    pairs = encode_pairs(tokenizer, rows, max_length)
-    if not len(pairs):
-        raise UserError(
-            f"{path} has no pair for the reward model: {len(rows)} rows, {pairs.dropped} of them longer than "
-            f"reward.max_length = {max_length} tokens; raise it, or give more data (or a larger test_share)"
-        )
-    if pairs.dropped:
-        logger.warning("%s: %d pairs longer than %d tokens are left out", path.name, pairs.dropped, max_length)
-    return pairs
-
-
-def _read_column(key: str, column: str, path: Path, train: Pairs) -> list[Any]:
-    """The values of the column that reward.`key` names, one per training pair."""
+def _read_column(key: str, column: str, path: Path, train: Examples) -> list[Any]:
+    """The values of the column that reward.`key` names, one per training row."""
     rows = {row["id"]: row for row in training_rows(path)}
     for name in train.ids:
         if rows[name].get(column) is None:
@@ -165,7 +236,7 @@ def _read_column(key: str, column: str, path: Path, train: Pairs) -> list[Any]:
     return [rows[name][column] for name in train.ids]
 
 
-def _read_leads(section: RewardParams, path: Path, train: Pairs) -> np.ndarray | None:
+def _read_leads(section: RewardParams, path: Path, train: Examples) -> np.ndarray | None:
     """(pairs,) by how much the chosen answer's reward should be ahead; None where reward.margin is null."""
     if section.margin is None:
         return None
@@ -178,12 +249,14 @@ def _read_leads(section: RewardParams, path: Path, train: Pairs) -> np.ndarray |
     return np.array(values, dtype=float)
 
 
-def _estimate_noise(section: RewardParams, differences: np.ndarray, pairs: Pairs, seed: int) -> NoiseEstimate | None:
+def _estimate_noise(section: RewardParams, points: np.ndarray, examples: Examples, seed: int) -> NoiseEstimate | None:
     """The estimate; None where it fails but is not needed."""
-    rows = sample_rows(len(pairs), ESTIMATION_PAIRS, seed)
-    prompts = [pairs.prompts[row] for row in rows]
+    rows = sample_rows(len(examples), ESTIMATION_ROWS, seed)
+    prompts = [examples.prompts[row] for row in rows]
+    labels = examples.labels
+    classes = orient_pairs(points[rows], seed) if labels is None else (points[rows], (labels[rows] > 0).astype(int))
     try:
-        return estimate_noise_rate(*orient_pairs(differences[rows], seed), prompts, seed)
+        return estimate_noise_rate(*classes, prompts, seed)
     except UserError as error:
         if section.noise_rate == "estimate":
             raise
@@ -191,10 +264,11 @@ def _estimate_noise(section: RewardParams, differences: np.ndarray, pairs: Pairs
         return None
 
 
-def _compare_votes(pairs: Pairs, seed: int) -> NoiseEstimate:
-    answers, _ = pairs.number_answers()
-    places = [tuple(sorted(both)) for both in answers.tolist()]
-    return estimate_from_agreement(places, [first < second for first, second in answers.tolist()], seed)
+def _compare_votes(examples: Examples, seed: int) -> NoiseEstimate:
+    """By votes on the same two answers, or ratings of the same one."""
+    places, labels = examples.places, examples.labels
+    ways = places[:, 0] < places[:, 1] if labels is None else labels > 0
+    return estimate_from_agreement([tuple(sorted(row)) for row in places.tolist()], ways.tolist(), seed)
 
 
 def _describe_noise(estimate: NoiseEstimate | None, used: float) -> Metrics:
@@ -206,31 +280,48 @@ def _describe_noise(estimate: NoiseEstimate | None, used: float) -> Metrics:
     }
 
 
-def _measure_length(files: RewardFiles, test: Pairs) -> Metrics:
-    """What counting characters alone would get right on the held-out pairs."""
-    rows = {row["id"]: row for row in training_rows(files.test)}
-    margins = audit.measure_length_baseline(training_rows(files.train), [rows[name] for name in test.ids])
-    flips = audit.read_flips(files.test)
-    metrics: Metrics = {"length_only_accuracy": measure_margins(margins)["accuracy"]}
+def _measure_constant(train: Examples, test: Examples) -> Metrics:
+    """What ratings are measured against; pairs have no majority."""
+    if train.labels is None or test.labels is None:
+        return {}
+    return {"constant_mae": constant_error(train.labels, test.labels)}
+
+
+def _measure_length(source: Source, train: Examples, test: Examples) -> Metrics:
+    """What counting characters alone would get right on the held-out rows."""
+    rows = {row["id"]: row for path in (source.files.train, source.files.test) for row in training_rows(path)}
+    known, unknown = ([rows[name] for name in examples.ids] for examples in (train, test))
+    if train.labels is None or test.labels is None:
+        margins = audit.measure_length_baseline(known, unknown)
+    else:
+        margins = test.labels * guess_by_length(known, train.labels, unknown)
+    metrics: Metrics = {"length_only_accuracy": measure(margins, test.labels)["accuracy"]}
+    flips = source.read_flips(source.files.test)
     if flips is not None:
-        clean = audit.turn_wrong_margins(margins, test.ids, flips)
-        metrics["length_only_accuracy_clean"] = measure_margins(clean)["accuracy"]
+        metrics["length_only_accuracy_clean"] = _measure_clean(margins, test, flips)["accuracy"]
     return metrics
 
 
-def _measure_truth(files: RewardFiles, test: Pairs, margins: np.ndarray) -> Metrics:
-    """Figures against the true labels of the held-out pairs, and the histogram of margins."""
-    flips = audit.read_flips(files.test)
-    audit.draw_margins(margins, [flips[name] for name in test.ids] if flips else None, files.report / "margins.png")
+def _measure_clean(margins: np.ndarray, examples: Examples, flips: dict[str, bool]) -> Mapping[str, float | None]:
+    """The figures by the true labels."""
+    true = examples.turned(np.array([flips[name] for name in examples.ids]))
+    return measure(audit.turn_wrong_margins(margins, examples.ids, flips), true.labels)
+
+
+def _measure_truth(source: Source, train: Examples, test: Examples, margins: np.ndarray) -> Metrics:
+    """Figures against the true labels of the held-out rows, and the histogram of margins."""
+    flips = source.read_flips(source.files.test)
+    wrong = [flips[name] for name in test.ids] if flips else None
+    audit.draw_margins(margins, wrong, source.files.report / "margins.png")
     if flips is None:
         return {}
-    clean = measure_margins(audit.turn_wrong_margins(margins, test.ids, flips))
-    return {f"{name}_clean": value for name, value in clean.items()}
+    figures = {**_measure_clean(margins, test, flips), **_measure_constant(train, test.turned(np.array(wrong)))}
+    return {f"{name}_clean": value for name, value in figures.items()}
 
 
-def _audit_training(files: RewardFiles, train: Pairs, suspects: np.ndarray, noise_rate: float) -> Metrics:
-    """How well the suspicions against training pairs agree with the truth, read only now."""
-    flips = audit.read_flips(files.train)
+def _audit_training(source: Source, train: Examples, suspects: np.ndarray, noise_rate: float) -> Metrics:
+    """How well the suspicions against training rows agree with the truth, read only now."""
+    flips = source.read_flips(source.files.train)
     if flips is None:
         return {}
     grades = audit.grade_audit(suspects, [flips[name] for name in train.ids], noise_rate)
@@ -248,9 +339,9 @@ def _write_groups(path: Path, trust: Trust, groups: list[str]) -> None:
 
 
 def _write_suspects(
-    files: RewardFiles, tokenizer: Any, train: Pairs, found: tuple[np.ndarray, Ledger, np.ndarray | None]
+    files: RewardFiles, tokenizer: Any, train: Examples, found: tuple[np.ndarray, Ledger, np.ndarray | None]
 ) -> None:
-    """All training pairs by suspicion in audit.csv, the most suspicious in full in samples.json."""
+    """All training rows by suspicion in audit.csv, the most suspicious in full in samples.json."""
     suspects, ledger, right = found
     columns = {"kept": ledger.mean_kept(), "margin": ledger.margins}
     if right is not None:
@@ -264,24 +355,26 @@ def _write_suspects(
     shown = []
     for pair in suspects[:SUSPECTS_SHOWN]:
         row = rows[train.ids[pair]]
-        texts = {side: completion_text(row[side]) for side in ("chosen", "rejected")}
+        sides = ("chosen", "rejected") if train.labels is None else ("completion",)
+        texts = {side: completion_text(row[side]) for side in sides}
         figures = {name: float(values[pair]) for name, values in columns.items()}
+        figures |= {} if train.labels is None else {"score": row["score"]}
         shown.append({"id": row["id"], "prompt": render_prompt(tokenizer, row["prompt"]), **texts, **figures})
     write_json(files.report / "samples.json", shown)
 
 
-def _train_judge(section: RewardParams, files: RewardFiles, seed: int, train: Pairs) -> Metrics:
-    """A second model on the held-out pairs with true labels: a yardstick that no policy is trained against."""
-    tokenizer = load_tokenizer(files.start)
-    pairs = _encode_counted(audit.read_true_rows(files.test), files.test, tokenizer, section.max_length)
-    honest = section.model_copy(update={"objective": "bradley_terry", "margin": None})
-    judge, _ = fit_scorer(honest, Job(files.start, tokenizer, pairs, None, 0.0, files.judge), seed + 1, no_log)
-    check_reward_model(files.judge, training_rows(files.test)[:8])
-    flips = audit.read_flips(files.train)
-    unseen = train.sample(ESTIMATION_PAIRS, seed)
-    margins = score_margins(judge, unseen, section.batch_size)
-    metrics: Metrics = {"judge_rows": len(pairs), "judge_accuracy": measure_margins(margins)["accuracy"]}
+def _train_judge(source: Source, seed: int, train: Examples, test: Examples) -> Metrics:
+    """A second model on the held-out rows with true labels: a yardstick that no policy is trained against."""
+    files, honest = source.files, source.section.model_copy(update={"objective": "bradley_terry", "margin": None})
+    flips = source.read_flips(files.test) or {}
+    true = test.turned(np.array([flips.get(name, False) for name in test.ids]))
+    job = Job(source.start, source.tokenizer, true, None, 0.0, files.judge)
+    measure_by, _ = _fit(replace(source, section=honest), job, seed + 1, no_log)
+    check_reward_model(files.judge, training_rows(files.test)[:8], ANSWERS[source.kind])
+    unseen = train.sample(ESTIMATION_ROWS, seed)
+    margins = measure_by(unseen)
+    metrics: Metrics = {"judge_rows": len(true), "judge_accuracy": measure(margins, unseen.labels)["accuracy"]}
+    flips = source.read_flips(files.train)
     if flips is not None:
-        clean = audit.turn_wrong_margins(margins, unseen.ids, flips)
-        metrics["judge_accuracy_clean"] = measure_margins(clean)["accuracy"]
+        metrics["judge_accuracy_clean"] = _measure_clean(margins, unseen, flips)["accuracy"]
     return metrics

@@ -129,15 +129,15 @@ TOLERANCE = 1e-3
 """How far a score may move with batch, padding side and neighbours, in units of the scores' spread (at least 1)."""
 
 
-def check_reward_model(folder: Path, rows: Sequence[Row]) -> None:
+def check_reward_model(folder: Path, rows: Sequence[Row], columns: Sequence[str] = ("chosen", "rejected")) -> None:
     """The hand-over contract: one finite score per answer, whatever stands beside it and wherever the padding is.
 
-    `rows` are preferences. Raises UserError naming the part of the contract that is broken.
+    `columns` of the rows hold answers. Raises UserError naming the part of the contract that is broken.
     """
     model = RewardModel(folder, batch_size=1)
-    sequences = [model.encode(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    sequences = [model.encode(row["prompt"], row[column]) for row in rows for column in columns]
     if not sequences:
-        raise UserError(f"there is no preference to check the reward model in {folder} with; raise test_share")
+        raise UserError(f"there is no answer to check the reward model in {folder} with; raise test_share")
     alone = model.score_ids(sequences)
     if not all(math.isfinite(score) for score in alone):
         raise UserError(f"the reward model in {folder} gives scores that are not finite; lower reward.learning_rate")
@@ -163,6 +163,15 @@ def check_reward_model(folder: Path, rows: Sequence[Row]) -> None:
 
 def check_same_tokenizer(policy: Path, reward: Path) -> None:
     """Raise UserError, naming the first difference, where the reward model splits text otherwise than the policy."""
+    if difference := tokenizer_difference(policy, reward):
+        raise UserError(
+            f"the tokenizers of policy and reward model differ: {difference}; "
+            "train the reward model from the same SFT model"
+        )
+
+
+def tokenizer_difference(policy: Path, reward: Path) -> str | None:
+    """The first thing in which two folders' tokenizers differ, in words; None where they split all text alike."""
     found = [_describe_tokenizer(load_tokenizer(folder)) for folder in (policy, reward)]
     for name, ours in found[0].items():
         theirs = found[1][name]
@@ -171,10 +180,8 @@ def check_same_tokenizer(policy: Path, reward: Path) -> None:
         if isinstance(ours, dict):
             name = min(token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token))
             ours, theirs, name = ours.get(name), theirs.get(name), f"id of the token {name!r}"
-        raise UserError(
-            f"the tokenizers of policy and reward model differ: the {name} is {_short(ours)} in {policy} but "
-            f"{_short(theirs)} in {reward}; train the reward model from the same SFT model"
-        )
+        return f"the {name} is {_short(ours)} in {policy} but {_short(theirs)} in {reward}"
+    return None
 
 
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:

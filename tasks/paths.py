@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-KINDS: tuple[Literal["sft", "preferences", "prompts"], ...] = ("sft", "preferences", "prompts")
+KINDS: tuple[Literal["sft", "preferences", "ratings", "prompts"], ...] = ("sft", "preferences", "ratings", "prompts")
 """The kinds of data, each a folder with `train.jsonl` and `test.jsonl`."""
 
 EXPERIMENT = "alignflow"
@@ -33,6 +33,10 @@ class Paths:
         return self.root / "data" / "validated"
 
     @property
+    def embeddings(self) -> Path:
+        return self.root / "data" / "embeddings"
+
+    @property
     def quarantine(self) -> Path:
         return self.root / "data" / "quarantine"
 
@@ -46,11 +50,16 @@ class Paths:
         return self.root / ".alignflow"
 
     def rows(self, kind: str, split: str) -> Path:
-        """The validated rows of one kind (`sft`, `preferences`, `prompts`) and split (`train`, `test`)."""
+        """The validated rows of one kind (one of KINDS) and split (`train`, `test`)."""
         return self.validated / kind / f"{split}.jsonl"
 
     def model(self, stage: str, name: str | None = None) -> Path:
         return self.root / "models" / stage / (name or "")
+
+    def embedder(self, name: str) -> Path | str:
+        """The model whose embeddings are used: models/sft, a folder relative to the root, or a hub id."""
+        folder = self.model("sft") if name == "sft" else self.root / name
+        return folder if name == "sft" or folder.exists() else name
 
     def report(self, stage: str, name: str | None = None) -> Path:
         return self.root / "reports" / stage / (name or "")

@@ -1,4 +1,4 @@
-"""The stage `reward`: a reward model from noisy preferences, an audit of them, and the judge if one is asked for."""
+"""The stage `reward`: a reward model from noisy labels, an audit of them, and the judge if one is asked for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from tasks.paths import Paths
 
 
 def run(params: Params, paths: Paths, log: Log) -> None:
-    """Read models/sft and data/validated/preferences; write models/reward, models/judge, metrics and reports."""
+    """Read models/sft, data/embeddings and validated rows; write models/reward, models/judge, metrics and reports."""
     from rlhf.reward import RewardFiles, train_reward
 
+    kind = "ratings" if params.reward.ratings else "preferences"
     files = RewardFiles(
         start=paths.model("sft"),
-        train=paths.rows("preferences", "train"),
-        test=paths.rows("preferences", "test"),
+        embedder=paths.embedder(params.embed.model),
+        embeddings=paths.embeddings,
+        train=paths.rows(kind, "train"),
+        test=paths.rows(kind, "test"),
         model=paths.model("reward"),
         judge=paths.model("judge"),
         report=paths.report("reward"),

@@ -30,7 +30,7 @@ def run(params: Params, paths: Paths, _log: Log) -> None:
     tokenizer = load_tokenizer(base)
     with tempfile.TemporaryDirectory() as folder:
         context = open_context(Path(folder))
-        yardstick = Yardstick(params.validate_, tokenizer, _context_length(base), context)
+        yardstick = Yardstick(params.validate_, tokenizer, _context_length(base), context, _scale(params))
         outcomes = {kind: sift_rows(prepared[kind], kind, yardstick) for kind in present}
         save_data_docs(Path(folder), paths.report("validate"))
     for kind in KINDS:
@@ -51,6 +51,12 @@ def _metrics(outcomes: dict[str, Outcome], problems: list[str]) -> dict[str, obj
         logger.warning("%s", warning)
     figures = {kind: outcome.metrics for kind, outcome in outcomes.items()}
     return {**figures, "warnings": warnings, "problems": problems, "success": not problems}
+
+
+def _scale(params: Params) -> tuple[float, float] | None:
+    """The least and the greatest rating, where they are declared."""
+    ratings = params.reward.ratings
+    return (ratings.low, ratings.high) if ratings else None
 
 
 def _context_length(base: Path) -> int | None:

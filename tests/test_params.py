@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from rlhf.errors import UserError
+from rlhf.params import RewardParams
 from rlhf.params_file import load_params
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +80,19 @@ def edited(tmp_path):
         ("prepare.chat_template", "chatml", r"prepare\.chat_template is 'chatml'; input should be 'own' or 'plain'"),
         ("prepare.world.min_steps", 4, r"min_steps is 4 but max_steps is 2"),
         ("seed", float("nan"), r"seed is nan"),
+        ("reward.hidden", [64], r"reward: hidden is \[64\] but frozen is false; set frozen to true"),
+        ("reward.hidden", [0], r"reward\.hidden\.0 is 0"),
+        (
+            "reward.ratings",
+            {"low": 0, "high": 4, "positive": "mean"},
+            r"reward\.ratings gives a scale but prepare\.data\.ratings is null",
+        ),
+        ("reward.ratings", {"low": 4, "high": 0, "positive": "mean"}, r"low is 4 but high is 0"),
+        ("reward.ratings", {"low": 0, "high": 4, "positive": 0}, r"positive is 0, but ratings go from 0 to 4"),
+        ("reward.ratings", {"low": 0, "high": 4, "positive": 5}, r"positive is 5, but ratings go from 0 to 4"),
+        ("reward.ratings", {"low": 0, "high": 4, "positive": "mode"}, r"positive is 'mode'"),
+        ("prepare.data.ratings", {"kind": "world"}, r"prepare\.data\.ratings"),
+        ("embed.model", "", r"embed\.model is ''"),
     ],
 )
 def test_wrong_value_is_one_sentence(edited, dotted, value, sentence):
@@ -86,6 +101,16 @@ def test_wrong_value_is_one_sentence(edited, dotted, value, sentence):
     message = str(caught.value)
     assert re.search(sentence, message), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"gradient_checkpointing": True}, {"adapter": "lora"}])
+def test_a_frozen_model_takes_nothing_that_trains_its_body(change):
+    raw = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    adapter = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "quantise": None}
+    change = {"adapter": adapter} if "adapter" in change else change
+    RewardParams(**raw["reward"] | {"frozen": True})
+    with pytest.raises(ValidationError, match="frozen trains a score head alone, in fp32; set adapter to null"):
+        RewardParams(**raw["reward"] | change | {"frozen": True})
 
 
 @pytest.mark.parametrize("dotted", ["sft.learning_rate", "policies.ppo.beta", "seed", "prepare.world.noise"])

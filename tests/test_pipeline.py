@@ -17,7 +17,7 @@ from rlhf.params_file import load_params
 from tests.tiny import ROOT, change_params, tiny_params, write_params
 
 POLICIES = ("dpo", "grpo", "ppo")
-STAGES = ["prepare", "validate", "sft", "reward", *(f"policy@{name}" for name in POLICIES), "evaluate"]
+STAGES = ["prepare", "validate", "sft", "embed", "reward", *(f"policy@{name}" for name in POLICIES), "evaluate"]
 CONTRACT = {
     "gold_reward",
     "proxy_reward",

@@ -20,10 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf import audit
 from rlhf.curves import no_log
 from rlhf.data.formats import Row, training_rows, with_ids, write_rows
+from rlhf.embeddings import EmbedFiles, embed_answers
 from rlhf.errors import UserError
+from rlhf.examples import Examples
 from rlhf.models import load_scorer, load_tokenizer, save_model
-from rlhf.params import AdapterParams, RewardParams
+from rlhf.params import AdapterParams, EmbedParams, RewardParams
 from rlhf.pretraining import train_tokenizer
+from rlhf.reward import RewardFiles, train_reward
 from rlhf.reward_losses import OBJECTIVES
 from rlhf.scoring import RewardModel
 from tests.tiny import ROOT, make_transport
@@ -66,6 +69,9 @@ def make_section(**changes: Any) -> RewardParams:
         "precision": "fp32",
         "adapter": None,
         "objective": "selective",
+        "ratings": None,
+        "frozen": False,
+        "hidden": [],
         "group": None,
         "noise_rate": 0.2,
         "margin": None,
@@ -74,20 +80,31 @@ def make_section(**changes: Any) -> RewardParams:
         "warmup_epochs": 1.0,
         "ramp_epochs": 0.5,
         "epochs": 2.0,
-        "max_length": 64,
         "evaluations": 2,
         "judge": False,
     }
     return RewardParams(**{**values, **changes})
 
 
-def train(folder: Path, start: Path, section: RewardParams, rows: list[Row] | None = None) -> Any:
-    from rlhf.reward import RewardFiles, train_reward
-
-    write_rows(folder / "train.jsonl", make_rows(20) if rows is None else rows)
-    write_rows(folder / "test.jsonl", [] if rows == [] else make_rows(10, first=20))
+def train(
+    folder: Path,
+    start: Path,
+    section: RewardParams,
+    rows: list[Row] | None = None,
+    test: list[Row] | None = None,
+    max_length: int = 64,
+) -> Any:
+    """The stages embed and reward on preferences, or on ratings where the section asks for them."""
+    kind = "ratings" if section.ratings else "preferences"
+    write_rows(folder / kind / "train.jsonl", make_rows(20) if rows is None else rows)
+    write_rows(folder / kind / "test.jsonl", [] if rows == [] else make_rows(10, first=20) if test is None else test)
+    for split in ("train", "test"):
+        write_rows(folder / ("preferences" if section.ratings else "ratings") / f"{split}.jsonl", [])
+    embed = EmbedParams(model="sft", max_length=max_length, batch_size=8, precision="fp32")
+    embed_answers(embed, EmbedFiles(start, folder, folder / "embeddings", folder / "lengths"))
+    inputs = (start, start, folder / "embeddings", folder / kind / "train.jsonl", folder / kind / "test.jsonl")
     outputs = (folder / "model", folder / "judge", folder / "report")
-    return train_reward(section, RewardFiles(start, folder / "train.jsonl", folder / "test.jsonl", *outputs), 0, no_log)
+    return train_reward(section, RewardFiles(*inputs, *outputs), 0, no_log)
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
@@ -151,12 +168,15 @@ def test_four_small_batches_equal_one_large(tmp_path: Path, start: Path, objecti
 
 def fit_in_this_process(folder: Path, start: Path) -> None:
     """Train by two objectives on train.jsonl of the folder, several forward passes a step, and save the ledgers."""
-    from rlhf import pairs as reading
+    from rlhf import examples
     from rlhf.pairwise import Job, Verdict, fit_scorer
 
-    reading.GROUP = 3
+    examples.GROUP = 3
     tokenizer: Any = load_tokenizer(start)
-    pairs = reading.encode_pairs(tokenizer, training_rows(folder / "train.jsonl"), 64)
+    rows = training_rows(folder / "train.jsonl")
+    ids, prompts = ([row[name] for row in rows] for name in ("id", "prompt"))
+    sides = examples.encode_sides(tokenizer, rows, ("chosen", "rejected"))
+    pairs = Examples(ids, prompts, np.arange(2 * len(rows)).reshape(-1, 2), sides, None, 0)
     verdict = Verdict(np.arange(len(pairs)) / 10, np.arange(len(pairs)) % 3 > 0)
     for objective in ("selective", "co_teaching"):
         section = make_section(objective=objective, warmup_epochs=0.0, center_rewards_coefficient=0.1)
@@ -170,7 +190,7 @@ def test_two_processes_give_the_model_of_one(tmp_path: Path, start: Path, monkey
     """The plan is that of the whole batch, and both processes know what became of every pair."""
     for name in ("one", "two"):
         write_rows(tmp_path / name / "train.jsonl", make_rows(24))
-    monkeypatch.setattr("rlhf.pairs.GROUP", 32)  # and back to what it was
+    monkeypatch.setattr("rlhf.examples.GROUP", 32)  # and back to what it was
     fit_in_this_process(tmp_path / "one", start)
     script = tmp_path / "train.py"
     script.write_text(
@@ -279,8 +299,8 @@ def test_long_pairs_are_counted_and_left_out(tmp_path: Path, start: Path) -> Non
     rows[3]["rejected"] = "no " * 60
     metrics = train(tmp_path, start, make_section(), rows)
     assert (metrics["rows"], metrics["rows_dropped_too_long"]) == (19, 1)
-    with pytest.raises(UserError, match="20 of them longer than reward.max_length = 5"):
-        train(tmp_path, start, make_section(max_length=5), rows)
+    with pytest.raises(UserError, match=r"20 of them longer than 5 tokens \(embed\.max_length"):
+        train(tmp_path, start, make_section(), rows, max_length=5)
 
 
 def test_an_estimate_that_cannot_be_made_is_refused_only_where_it_is_needed(tmp_path: Path, start: Path) -> None:
@@ -291,7 +311,7 @@ def test_an_estimate_that_cannot_be_made_is_refused_only_where_it_is_needed(tmp_
 
 def test_pooled_states_give_the_scores_of_the_model(start: Path) -> None:
     from rlhf.encoding import encode_answer
-    from rlhf.pairs import read_answers
+    from rlhf.examples import read_answers
 
     tokenizer: Any = load_tokenizer(start)
     torch.manual_seed(1)
@@ -307,7 +327,7 @@ def test_pooled_states_give_the_scores_of_the_model(start: Path) -> None:
 def test_groups_of_similar_length_change_neither_scores_nor_gradients(
     start: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlhf import pairs
+    from rlhf import examples
     from rlhf.encoding import encode_answer, pad_batch
 
     tokenizer: Any = load_tokenizer(start)
@@ -315,10 +335,10 @@ def test_groups_of_similar_length_change_neither_scores_nor_gradients(
     batch = pad_batch([encode_answer(tokenizer, "Ben has 3 pens.\n", text) for text in texts], tokenizer.pad_token_id)
     results = []
     for group in (2, 100):
-        monkeypatch.setattr(pairs, "GROUP", group)
+        monkeypatch.setattr(examples, "GROUP", group)
         torch.manual_seed(2)
         model: Any = load_scorer(start)
-        scores, embeddings = pairs.read_batch(model, model, batch, tokenizer.pad_token_id)
+        scores, embeddings = examples.read_batch(model, model, batch, tokenizer.pad_token_id)
         (scores * torch.arange(5)).sum().backward()
         results.append((scores.detach(), embeddings.detach(), model.model.embed_tokens.weight.grad))
     for small, large in zip(*results, strict=True):
@@ -393,9 +413,12 @@ def test_length_baseline_follows_the_taste_of_the_training_labels() -> None:
     assert audit.measure_length_baseline([], [{"chosen": "abcd", "rejected": "b"}]).tolist() == [3]
 
 
-def test_true_rows_stand_the_right_way_round(tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.jsonl", make_rows(6))
-    assert all("answer" in row["chosen"] for row in audit.read_true_rows(tmp_path / "rows.jsonl"))
+def test_turned_pairs_have_their_answers_exchanged() -> None:
+    places = np.array([[0, 1], [2, 3]])
+    pairs = Examples(["a", "b"], ["", ""], places, [[[10], [12]], [[11], [13]]], None, 0)
+    turned = pairs.turned(np.array([False, True]))
+    assert turned.places.tolist() == [[0, 1], [3, 2]]
+    assert turned.sides == [[[10], [13]], [[11], [12]]]
 
 
 def test_samples_are_flat_rows_without_truth(tmp_path: Path, start: Path) -> None:

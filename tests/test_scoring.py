@@ -234,7 +234,7 @@ def test_a_folder_without_a_reward_model_is_refused(tiny_model_dir, tmp_path):
 
 
 def test_no_preferences_no_check(tiny_reward_dir):
-    with pytest.raises(UserError, match="no preference to check"):
+    with pytest.raises(UserError, match="no answer to check"):
         check_reward_model(tiny_reward_dir, [])
 
 

@@ -16,7 +16,7 @@ from rlhf.data.formats import Row, read_rows, with_ids, write_rows
 from rlhf.data.quarantine import Outcome, Yardstick, find_shared_prompts, read_prepared, sift_rows
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
-from rlhf.params import DataParams, Params, PrepareParams, ValidateParams, WorldSource
+from rlhf.params import DataParams, Params, PrepareParams, RewardParams, ValidateParams, WorldSource
 from tasks.paths import Paths
 from tasks.validate import run
 
@@ -87,20 +87,21 @@ def add(paths: Paths, kind: str, *rows: Row) -> None:
 def check(paths: Paths, preferences: bool = True, **changes: Any) -> dict[str, Any]:
     """Run the stage with the given limits and return its metrics."""
     world = WorldSource(kind="world")
-    data = DataParams(sft=world, preferences=world if preferences else None, prompts=world)
-    run(
-        Params.model_construct(prepare=PrepareParams.model_construct(data=data), validate_=limits(**changes)),
-        paths,
-        no_log,
+    data = DataParams(sft=world, preferences=world if preferences else None, ratings=None, prompts=world)
+    params = Params.model_construct(
+        prepare=PrepareParams.model_construct(data=data),
+        validate_=limits(**changes),
+        reward=RewardParams.model_construct(ratings=None),
     )
+    run(params, paths, no_log)
     return json.loads(paths.metrics("validate").read_text(encoding="utf-8"))
 
 
-def sift(paths: Paths, kind: str, **changes: Any) -> Outcome:
+def sift(paths: Paths, kind: str, scale: tuple[float, float] | None = None, **changes: Any) -> Outcome:
     """Judge one kind alone, which is faster than the stage."""
     with tempfile.TemporaryDirectory() as folder:
         context = open_context(Path(folder))
-        yardstick = Yardstick(limits(**changes), load_tokenizer(paths.model("base")), 12, context)
+        yardstick = Yardstick(limits(**changes), load_tokenizer(paths.model("base")), 12, context, scale)
         return sift_rows(read_prepared(paths.prepared / kind, paths.root), kind, yardstick)
 
 
@@ -184,6 +185,34 @@ def test_a_margin_must_be_a_number(workspace: Paths) -> None:
     rows = [sound("preferences", number) | {"margin": 1.5} for number in range(4)]
     put(workspace, "preferences", [*rows, {**rows[0], "prompt": "w9", "margin": "1.5"}], [{**rows[0], "prompt": "w30"}])
     assert [row["reason"] for row in sift(workspace, "preferences").quarantined] == ["not_a_number"]
+
+
+def test_a_rating_must_be_a_number_on_its_scale(workspace: Paths) -> None:
+    def rated(number: int, **changes: Any) -> Row:
+        return {"prompt": f"w{number}", "completion": "w1", "score": 2} | changes
+
+    broken = [
+        (rated(10, score=None), "not_a_number"),
+        (rated(11, score="2"), "not_a_number"),
+        (rated(12, score=True), "not_a_number"),
+        (rated(13, score=float("inf")), "not_a_number"),
+        (rated(14, score=4.5), "score_off_scale"),
+        (rated(15, score=-1), "score_off_scale"),
+        (rated(0), "duplicate"),
+        (rated(16, completion=None), "completion_missing"),
+    ]
+    sound_rows = [rated(number) for number in range(4)] + [
+        rated(0, score=3),
+        rated(1, annotator="b"),
+        rated(5, score=0),
+    ]
+    put(workspace, "ratings", [*sound_rows, *(row for row, _ in broken)], [rated(20, score=4.0)])
+    outcome = sift(workspace, "ratings", scale=(0, 4))
+    assert [row["reason"] for row in outcome.quarantined] == [reason for _, reason in broken]
+    assert all(row["id"] for row in outcome.quarantined)
+    assert outcome.metrics["mean_score"] == pytest.approx((2 * 5 + 3 + 0 + 4) / 8)
+    assert outcome.metrics["median_score"] == 2
+    assert len(sift(workspace, "ratings").quarantined) == len(broken) - 2  # no scale is declared
 
 
 def test_conversations_need_known_roles_in_order(workspace: Paths) -> None:

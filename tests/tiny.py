@@ -42,7 +42,7 @@ def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
         _shrink(world, _WORLD)
         _shrink(world["pretraining"], _PRETRAINING)
     params["validate"] |= _GATES
-    for section in (params["sft"], params["reward"], *params["policies"].values()):
+    for section in (params["sft"], params["embed"], params["reward"], *params["policies"].values()):
         _shrink(section, _TRAINING)
     _shrink(params["evaluate"], _EVALUATE)
     return params

@@ -100,11 +100,17 @@ def add_suite(context: FileDataContext, kind: str, expectations: list[Any]) -> E
     return context.suites.add(gx.ExpectationSuite(name=kind, expectations=expectations))
 
 
-def build_expectations(kind: str, limits: ValidateParams, context_length: int | None, has_answers: bool) -> list[Any]:
+def build_expectations(
+    kind: str,
+    limits: ValidateParams,
+    context_length: int | None,
+    scale: tuple[float, float] | None,
+    has_answers: bool,
+) -> list[Any]:
     """The expectations of one kind, in the order in which they give a broken row its reason.
 
     `meta.kind` is `row` (a failing row is set aside), `table` (stops the pipeline) or `warning`;
-    `context_length` is the base model's, in tokens, where it has one.
+    `context_length` is the base model's, in tokens, where it has one; `scale` is that of ratings, where there is one.
     """
     text_columns = REQUIRED[kind]
     expectations = _schema(("row", "id", "split", *text_columns))
@@ -115,6 +121,7 @@ def build_expectations(kind: str, limits: ValidateParams, context_length: int | 
     return [
         *expectations,
         *_whole_row(kind, context_length),
+        *_on_scale(kind, scale),
         *_repeats(limits),
         *_table(kind, limits, has_answers),
     ]
@@ -175,6 +182,17 @@ def _whole_row(kind: str, context_length: int | None) -> list[Any]:
             )
         )
     return [*checks, _is_true("numbers_fit", "not_a_number")]
+
+
+def _on_scale(kind: str, scale: tuple[float, float] | None) -> list[Any]:
+    from great_expectations import expectations as gxe
+
+    if kind != "ratings" or scale is None:
+        return []
+    low, high = scale
+    return [
+        gxe.ExpectColumnValuesToBeBetween(column="score", min_value=low, max_value=high, meta=_row("score_off_scale"))
+    ]
 
 
 def _repeats(limits: ValidateParams) -> list[Any]:

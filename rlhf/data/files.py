@@ -18,8 +18,8 @@ from typing import Any
 from rlhf.data.formats import Row
 from rlhf.errors import UserError
 
-CSV_NUMBERS = ("margin", "weight")
-"""Optional columns that mean a number, so their CSV cells are read as one where they can be."""
+CSV_NUMBERS = ("margin", "weight", "score")
+"""Columns that mean a number, so their CSV cells are read as one where they can be."""
 
 
 @dataclass(frozen=True)

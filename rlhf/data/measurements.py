@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf.data.formats import Row, render_prompt, row_id
-from rlhf.data.sources import REQUIRED
+from rlhf.data.sources import REQUIRED, REQUIRED_NUMBERS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,8 @@ def measure(rows: Mapping[str, list[Row]], kind: str, tokenizer: PreTrainedToken
     trimmed; null where the row has none), `x_form` (text, messages, other), `x_turns` (roles in order),
     `x_tokens`; `form_fits`, `total_tokens` (prompt, longest answer and end token), `numbers_fit`, `leaks`
     (the prompt is held out, yet this row trains), `is_duplicate`, `repeats_id`, and for preferences
-    `is_contradicted` and `longer_chosen` (null for equal lengths), for prompts that have answers `answer`.
+    `is_contradicted` and `longer_chosen` (null for equal lengths), for ratings `score` (null where it is no number),
+    for prompts that have answers `answer`.
     Raises UserError where rows are conversations and the tokenizer has no chat template.
     """
     import pandas as pd
@@ -45,7 +46,10 @@ def measure(rows: Mapping[str, list[Row]], kind: str, tokenizer: PreTrainedToken
         _add_text(table, name, [row.get(name) for row in listed])
     _add_tokens(table, [row.get(prompt) for row in listed], answers, tokenizer)
     _add_form_fit(table, answers)
-    table["numbers_fit"] = _numbers_fit(listed)
+    needed = REQUIRED_NUMBERS.get(kind, ())
+    table["numbers_fit"] = _numbers_fit(listed, needed)
+    for name in needed:
+        table[name] = [float(row[name]) if _is_number(row.get(name)) else None for row in listed]
     _add_repeats(table, listed, kind)
     if kind == "preferences":
         add_pair_columns(table)
@@ -180,9 +184,9 @@ def _add_form_fit(table: pd.DataFrame, answers: list[str]) -> None:
         table["form_fits"] &= fit
 
 
-def _numbers_fit(rows: list[Row]) -> list[bool]:
+def _numbers_fit(rows: list[Row], needed: tuple[str, ...]) -> list[bool]:
     present = [name for name in NUMBERS if any(name in row for row in rows)]
-    return [all(_is_number(row.get(name)) for name in present) for row in rows]
+    return [all(_is_number(row.get(name)) for name in (*present, *needed)) for row in rows]
 
 
 def _is_number(value: Any) -> bool:
@@ -196,7 +200,7 @@ def _key(value: Any) -> str:
 def _add_repeats(table: pd.DataFrame, rows: list[Row], kind: str) -> None:
     """Leaks by prompt, repeated content (the same verdict of two annotators is none) and repeated ids."""
     keys: Any = table[["split"]].copy()  # pandas' own types are unions that no checker follows
-    for name in (*REQUIRED[kind], "annotator"):
+    for name in (*REQUIRED[kind], *REQUIRED_NUMBERS.get(kind, ()), "annotator"):
         keys[name] = [_key(row.get(name)) for row in rows]
     is_held_out = (table["split"] == "test") & table["prompt"].notna()
     table["leaks"] = (table["split"] == "train") & keys["prompt"].isin(keys.loc[is_held_out, "prompt"])

@@ -24,12 +24,16 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every kind is held against; `context_length` is the base model's, in tokens, or None."""
+    """What every kind is held against; `context_length` is the base model's, in tokens, or None.
+
+    `scale` is the least and the greatest rating, or None where none is declared.
+    """
 
     limits: ValidateParams
     tokenizer: PreTrainedTokenizerBase
     context_length: int | None
     expectations: FileDataContext
+    scale: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ def sift_rows(rows: dict[str, list[Row]], kind: str, yardstick: Yardstick) -> Ou
     Every row read is either kept or quarantined, and a quarantined row has one reason: the first check it fails.
     """
     table = measure(rows, kind, yardstick.tokenizer)
-    expectations = build_expectations(kind, yardstick.limits, yardstick.context_length, "answer" in table)
+    expectations = build_expectations(
+        kind, yardstick.limits, yardstick.context_length, yardstick.scale, "answer" in table
+    )
     suite = add_suite(yardstick.expectations, kind, expectations)
     as_read = judge(yardstick.expectations, table, suite, "as read")
     sound = table.loc[~table["row"].isin(list(as_read.reasons))].copy()
@@ -109,6 +115,8 @@ def _figures(kind: str, read: int, sound: Any, as_read: Judgement, final: Judgem
         lengths = sound["longer_chosen"].dropna()
         figures["contradiction_share"] = float(sound["is_contradicted"].mean()) if len(sound) else 0.0
         figures["length_bias"] = float(lengths.mean()) if len(lengths) else None
+    if kind == "ratings" and len(sound):
+        figures |= {"mean_score": float(sound["score"].mean()), "median_score": float(sound["score"].median())}
     if "answer" in sound and len(sound):
         figures["commonest_answer_share"] = float(sound["answer"].value_counts(normalize=True).iloc[0])
     return figures
@@ -176,10 +184,10 @@ def _commonest(as_read: Judgement, table: pd.DataFrame, shown: int = 3) -> str:
 
 
 def find_shared_prompts(kept: dict[str, dict[str, list[Row]]]) -> list[str]:
-    """Warnings about evaluation prompts on which demonstrations or preferences train: scores there flatter."""
+    """Warnings about evaluation prompts on which demonstrations, preferences or ratings train: scores there flatter."""
     held_out = {_key(row["prompt"]) for row in kept.get("prompts", {}).get("test", [])}
     warnings: list[str] = []
-    for kind in ("sft", "preferences"):
+    for kind in ("sft", "preferences", "ratings"):
         seen = {_key(row["prompt"]) for row in kept.get(kind, {}).get("train", [])} & held_out
         if seen:
             warnings.append(

@@ -14,13 +14,16 @@ from rlhf.data.shapes import SHAPES
 from rlhf.errors import UserError, first_line
 from rlhf.params import FileSource, HubSource
 
-Kind = Literal["sft", "preferences", "prompts"]
+Kind = Literal["sft", "preferences", "ratings", "prompts"]
 REQUIRED: dict[str, tuple[str, ...]] = {
     "sft": ("prompt", "completion"),
     "preferences": ("prompt", "chosen", "rejected"),
+    "ratings": ("prompt", "completion"),
     "prompts": ("prompt",),
 }
-"""The columns that a row of each kind must have."""
+"""The texts that a row of each kind must have."""
+REQUIRED_NUMBERS: dict[str, tuple[str, ...]] = {"ratings": ("score",)}
+"""The numbers that it must have besides."""
 
 
 def load_source(source: FileSource | HubSource, kind: Kind, root: Path) -> list[Row]:
@@ -36,7 +39,7 @@ def load_source(source: FileSource | HubSource, kind: Kind, root: Path) -> list[
     rows = _rename(records.rows, source.columns, shown, kind)
     _refuse_repeated_ids(rows, records, shown)
     rows = SHAPES[source.shape](rows, path, shown)
-    _require_columns(rows, REQUIRED[kind], shown, kind)
+    _require_columns(rows, REQUIRED[kind] + REQUIRED_NUMBERS.get(kind, ()), shown, kind)
     return with_ids(_keep_source_id(row) for row in _spread(rows, source.limit))
 
 

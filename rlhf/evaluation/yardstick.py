@@ -91,11 +91,11 @@ def evaluate_policies(
 ) -> tuple[Yardstick, dict[str, Measured]]:
     """Measure the SFT model and every policy; the SFT model's answers are everyone's rival.
 
-    Raises UserError where no prompt is held out, one lacks what the gold reward reads, or a tokenizer differs from
-    the SFT model's.
+    Raises UserError where no prompt is held out, one lacks what the gold reward reads, or a policy's tokenizer
+    differs from the SFT model's.
     """
     set_determinism(seed)
-    for folder in [*files.policies.values(), *([files.reward] if files.reward else [])]:
+    for folder in files.policies.values():  # a reward model reads words, in its own tokens
         check_same_tokenizer(files.policies[SFT], folder)
     yardstick = _lay_out(params, files, seed)
     measured: dict[str, Measured] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from rlhf.policies.objectives import (
     token_rewards,
     whiten,
 )
-from rlhf.scoring import Reward, build_rewards, check_same_tokenizer, mixed_reward
+from rlhf.scoring import Reward, build_rewards, mixed_reward, tokenizer_difference
 from rlhf.training import finished_policy
 
 logger = logging.getLogger(__name__)
@@ -52,11 +53,9 @@ def train_ppo(params: PPOParams, files: PolicyFiles, seed: int, log: Log) -> Pre
     """Maximise the mixed reward minus β·KL to the SFT model. Source: Schulman et al., arXiv 1707.06347;
     Ouyang et al., arXiv 2203.02155.
 
-    Raises UserError where the reward model reads other tokens than the policy writes, or a reward fails.
+    Raises UserError where a reward fails.
     """
     set_determinism(seed)
-    if params.rewards.reward_model:
-        check_same_tokenizer(files.sft, files.reward)
     tokenizer = load_tokenizer(files.sft)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
     models = load_models(params, files)
@@ -90,10 +89,9 @@ class Models:
 
 
 def load_models(params: PPOParams, files: PolicyFiles) -> Models:
-    """Policy from the SFT model; critic from the reward model where there is one, with a fresh zero head."""
+    """Policy from the SFT model; critic from the reward model where it can be, with a fresh zero head."""
     policy = load_causal(files.sft, params)
-    start = files.reward if params.rewards.reward_model else files.sft
-    critic = load_critic(start, policy.dtype)
+    critic = load_critic(critic_start(params, files), policy.dtype)
     reference = None
     if params.adapter:
         from peft import get_peft_model
@@ -108,6 +106,17 @@ def load_models(params: PPOParams, files: PolicyFiles) -> Models:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models: list[Any] = [policy, critic, reference]
     return Models(*(model if model is None else model.to(device).eval() for model in models))
+
+
+def critic_start(params: PPOParams, files: PolicyFiles) -> Path:
+    """The reward model; the SFT model where there is none, or a frozen one of another kind or with other tokens."""
+    if not params.rewards.reward_model:
+        return files.sft
+    config = json.loads((files.reward / "config.json").read_text(encoding="utf-8"))
+    reason = "has hidden layers" if "auto_map" in config else tokenizer_difference(files.sft, files.reward)
+    if reason:
+        logger.info("the critic starts from the SFT model, as the reward model is of another kind: %s", reason)
+    return files.sft if reason else files.reward
 
 
 def load_critic(start: Path, dtype: torch.dtype) -> Any:
