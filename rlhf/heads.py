@@ -107,6 +107,8 @@ def _fresh_head(inputs: int, hidden: list[int]) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class _Reader:
+    """A head in training, its coordinates and what it reads."""
+
     embeddings: np.ndarray
     coordinates: Coordinates
     head: nn.Module
@@ -132,8 +134,8 @@ def _descend(section: RewardParams, job: Job, read: _Reader, record: tuple[Ledge
     peer = _peer_of(read, section)
     parameters = [*read.head.parameters(), *(peer.head.parameters() if peer else ())]
     optimiser = torch.optim.AdamW(parameters, section.learning_rate, weight_decay=section.weight_decay)
-    warmup = math.ceil(section.warmup_share * total)
-    scheduler = get_scheduler(section.lr_scheduler, optimiser, warmup, total)
+    scheduler = get_scheduler(section.lr_scheduler, optimiser, math.ceil(section.warmup_share * total), total)
+    measured = evaluation_steps(total, section.evaluations) if job.test is not None else set()
     batches = _batches(len(job.train), section.batch_size, generator)
     for step in range(1, total + 1):
         epoch, place = divmod(step - 1, updates)
@@ -153,7 +155,7 @@ def _descend(section: RewardParams, job: Job, read: _Reader, record: tuple[Ledge
         optimiser.zero_grad()
         if step % STEPS_PER_FIGURE == 0 or step == total:
             log({"learning_rate": float(scheduler.get_last_lr()[0]), **ledger.take_figures()}, step)
-        if job.test is not None and step in evaluation_steps(total, section.evaluations):
+        if job.test is not None and step in measured:
             figures = measure(read.margins(job.test), job.test.labels)
             log({f"held_out_{name}": value for name, value in figures.items() if value is not None}, step)
 

@@ -409,9 +409,9 @@ def test_what_cannot_be_measured_ends_in_a_sentence(params, workspace, tmp_path)
     write_rows(paths.rows("prompts", "test"), [])
     with pytest.raises(UserError, match="no held-out prompt"):
         run(params, paths, no_log)
-    tokenizer = load_tokenizer(paths.model("reward"))
+    tokenizer = load_tokenizer(paths.model("policy", "dpo"))
     tokenizer.add_tokens(["<new>"])
-    tokenizer.save_pretrained(paths.model("reward"))
+    tokenizer.save_pretrained(paths.model("policy", "dpo"))
     with pytest.raises(UserError, match="the vocabulary size is"):
         run(params, paths, no_log)
     shutil.rmtree(paths.model("policy", "dpo"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,7 +168,7 @@ def test_a_head_with_hidden_layers_loads_where_alignflow_is_not_installed(tmp_pa
     assert float(done.stdout) == pytest.approx(model.score_ids([model.tokenizer(text)["input_ids"]])[0], rel=1e-4)
 
 
-def test_a_policy_starts_its_critic_from_the_sft_model_where_the_reward_model_has_a_head_of_ours(
+def test_the_critic_starts_from_the_sft_model_where_the_reward_model_is_of_another_kind(
     tmp_path: Path, policy_files: Any, tiny_model_dir: Path, tiny_reward_dir: Path
 ) -> None:
     from dataclasses import replace
@@ -183,6 +184,11 @@ def test_a_policy_starts_its_critic_from_the_sft_model_where_the_reward_model_ha
     files = replace(policy_files, reward=tmp_path)
     assert critic_start(params, files) == policy_files.sft
     assert critic_start(params, policy_files) == tiny_reward_dir
+    tokenizer: Any = load_tokenizer(tiny_reward_dir)
+    tokenizer.add_tokens(["<new>"])
+    shutil.copytree(tiny_reward_dir, tmp_path / "other tokens")
+    tokenizer.save_pretrained(tmp_path / "other tokens")
+    assert critic_start(params, replace(policy_files, reward=tmp_path / "other tokens")) == policy_files.sft
     assert load_critic(critic_start(params, files), torch.float32).num_labels == 1
 
 
@@ -194,7 +200,16 @@ def test_a_plan_on_the_diagonal_with_all_mass_is_logistic_regression() -> None:
     logits = torch.linspace(-2, 2, 12, dtype=torch.float64, requires_grad=True)
     signs = torch.from_numpy(labels).to(logits)
     points = torch.from_numpy(embeddings).to(logits)
-    batch = RewardBatch(points, logits, signs, 1.0, 0.2, torch.zeros(12), torch.ones(12, dtype=torch.bool), 1e-6)
+    batch = RewardBatch(
+        points,
+        logits,
+        signs,
+        1.0,
+        0.2,
+        torch.zeros(12),
+        torch.ones(12, dtype=torch.bool),
+        make_transport(label_weight=1e-6),
+    )
     loss, kept = OBJECTIVES["selective"](batch)
     expected = binary_cross_entropy_with_logits(logits, (signs > 0).to(logits))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from rlhf.curves import no_log
 from rlhf.data.formats import Row, read_rows, with_ids, write_rows
@@ -25,8 +26,10 @@ from rlhf.ratings import (
     guess_by_length,
     measure_ratings,
     read_scores,
+    with_constant,
 )
 from rlhf.scoring import RewardModel
+from rlhf.trust import trust_labels
 from tasks import embed, prepare, reward, validate
 from tasks.paths import Paths
 from tests.test_reward import hash_folder, make_section, train
@@ -212,3 +215,13 @@ def test_a_judge_of_length_learns_which_lengths_are_liked() -> None:
     known = [{"completion": "a"}, {"completion": "abc"}]
     assert guess_by_length(known, np.array([-1, 1]), [{"completion": "abcd"}]).tolist() == [2]
     assert guess_by_length(known, np.array([1, -1]), [{"completion": "abcd"}]).tolist() == [-2]
+
+
+def test_wrong_ratings_are_found_also_where_few_are_good() -> None:
+    """The constant knows that most are bad."""
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(400, 8)) + 3
+    wrong = generator.random(400) < 0.2
+    labels = np.where((points[:, 0] > np.quantile(points[:, 0], 0.85)) != wrong, 1, -1)
+    found = trust_labels(with_constant(points) * labels[:, None], np.arange(800).reshape(-1, 2), 0.2, 0)
+    assert roc_auc_score(wrong, 1 - found.right) > 0.9

@@ -201,12 +201,12 @@ def test_a_rating_must_be_a_number_on_its_scale(workspace: Paths) -> None:
         (rated(0), "duplicate"),
         (rated(16, completion=None), "completion_missing"),
     ]
-    sound_rows = [rated(number) for number in range(4)] + [
+    intact = [rated(number) for number in range(4)] + [
         rated(0, score=3),
         rated(1, annotator="b"),
         rated(5, score=0),
     ]
-    put(workspace, "ratings", [*sound_rows, *(row for row, _ in broken)], [rated(20, score=4.0)])
+    put(workspace, "ratings", [*intact, *(row for row, _ in broken)], [rated(20, score=4.0)])
     outcome = sift(workspace, "ratings", scale=(0, 4))
     assert [row["reason"] for row in outcome.quarantined] == [reason for _, reason in broken]
     assert all(row["id"] for row in outcome.quarantined)
@@ -378,5 +378,5 @@ def test_two_runs_write_the_same_bytes(workspace: Paths) -> None:
         return {str(path): path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.json*"))}
 
     first = written()
-    assert len(first) == 6 + 3 + 1
+    assert len(first) == 8 + 4 + 1
     assert written() == first
