@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 REPLICATES = 200
+LARGEST = 0.49
+"""With more wrong labels than this nobody can say which half is right."""
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse L2 strengths tried; the one with the best out-of-fold likelihood of the noisy labels is used."""
 
@@ -56,6 +58,17 @@ def estimate_noise_rate(features: np.ndarray, labels: np.ndarray, groups: list[s
             "reward.noise_rate to a number"
         )
     return NoiseEstimate(rate, low, high)
+
+
+def estimate_from_votes(again: np.ndarray, groups: list[str], seed: int) -> NoiseEstimate:
+    """The same from `again` (pairs,), how probably each label would be given again, by all labels but its own."""
+    import numpy as np
+
+    labels = np.random.default_rng(seed).integers(0, 2, len(again))
+    second = np.where(labels == 1, again, 1 - again)
+    probabilities = np.stack([1 - second, second], 1)
+    low, high = _bootstrap_interval(labels, probabilities, groups, seed)
+    return NoiseEstimate(min(_confident_rate(labels, probabilities), LARGEST), low, high)
 
 
 def _check_input(features: np.ndarray, labels: np.ndarray, groups: list[str]) -> None:

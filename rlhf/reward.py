@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from rlhf import audit
+from rlhf.audit_report import LabelAudit, sample_suspects, write_audit
 from rlhf.curves import CurveRecorder, Log, no_log, rounded_number, write_json
-from rlhf.data.formats import Row, completion_text, render_prompt, training_rows
+from rlhf.data.formats import Row, completion_text, training_rows
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
+from rlhf.neighbours import Contradictions, find_contradictions
 from rlhf.noise import NoiseEstimate, estimate_noise_rate, orient_pairs
 from rlhf.pairs import Pairs, embed_differences, encode_pairs, sample_rows, score_margins
 from rlhf.pairwise import Job, Ledger, Verdict, fit_scorer, load_fresh_scorer, measure_margins
@@ -31,6 +33,7 @@ ESTIMATION_PAIRS = 1000
 """At most so many pairs are used for the noise estimate (standard error below 0.02)."""
 
 SUSPECTS_SHOWN = 20
+SIDES = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def train_reward(section: RewardParams, files: RewardFiles, seed: int, log: Log)
         **_measure_length(files, test),
         **_measure_truth(files, test, margins),
         **_audit_training(files, train, suspects, noise.rate),
+        **_write_audit(files, train, noise, ledger),
     }
-    _write_suspects(files, tokenizer, train, (suspects, ledger, right))
     if noise.trust and noise.groups:
         _write_groups(files.report / "groups.csv", noise.trust, noise.groups)
     if section.judge:
@@ -97,6 +100,7 @@ class Noise:
     rate: float
     groups: list[str] | None
     trust: Trust | None
+    contradictions: Contradictions | None = None
 
     def verdict(self) -> Verdict | None:
         """What the training is told: doubts, and that all but the worst `rate` of the labels are believed."""
@@ -116,8 +120,10 @@ def _study_labels(section: RewardParams, files: RewardFiles, tokenizer: Any, tra
     differences = embed_differences(model, pairs, section.batch_size)
     estimate = _estimate_noise(section, differences, pairs, seed)
     rate = estimate.rate if section.noise_rate == "estimate" and estimate else float(section.noise_rate)
-    trust = trust_labels(differences, pairs.number_answers()[0], rate, seed, groups) if is_judged else None
-    return Noise(estimate, rate, groups, trust)
+    if not is_judged:
+        return Noise(estimate, rate, groups, None)
+    trust = trust_labels(differences, pairs.number_answers()[0], rate, seed, groups)
+    return Noise(estimate, rate, groups, trust, find_contradictions(differences, seed))
 
 
 def _skip(files: RewardFiles) -> Metrics:
@@ -226,27 +232,23 @@ def _write_groups(path: Path, trust: Trust, groups: list[str]) -> None:
             writer.writerow([name, counts[name], rounded_number(rate)])
 
 
-def _write_suspects(
-    files: RewardFiles, tokenizer: Any, train: Pairs, found: tuple[np.ndarray, Ledger, np.ndarray | None]
-) -> None:
-    """All training pairs by suspicion in audit.csv, the most suspicious in full in samples.json."""
-    suspects, ledger, right = found
-    columns = {"kept": ledger.mean_kept(), "margin": ledger.margins}
-    if right is not None:
-        columns = {"right": right, **columns}
-    with (files.report / "audit.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", *columns])
-        for pair in suspects:
-            writer.writerow([train.ids[pair], *(rounded_number(float(values[pair])) for values in columns.values())])
+def _write_audit(files: RewardFiles, train: Pairs, noise: Noise, ledger: Ledger) -> Metrics:
+    """The audit of all training pairs, the most suspicious as a table for MLflow; the share of each suggestion."""
     rows = {row["id"]: row for row in training_rows(files.train)}
-    shown = []
-    for pair in suspects[:SUSPECTS_SHOWN]:
-        row = rows[train.ids[pair]]
-        texts = {side: completion_text(row[side]) for side in ("chosen", "rejected")}
-        figures = {name: float(values[pair]) for name, values in columns.items()}
-        shown.append({"id": row["id"], "prompt": render_prompt(tokenizer, row["prompt"]), **texts, **figures})
-    write_json(files.report / "samples.json", shown)
+    found = LabelAudit(
+        ids=train.ids,
+        texts={side: [completion_text(rows[name][side]) for name in train.ids] for side in SIDES},
+        figures={"loss": np.logaddexp(0, -ledger.margins), "margin": ledger.margins, "kept": ledger.mean_kept()},
+        groups=noise.groups,
+        trust=noise.trust,
+        contradictions=noise.contradictions,
+        rate=noise.rate,
+        estimate=noise.estimate,
+        left_out=train.dropped,
+    )
+    write_audit(files.report, found)
+    write_json(files.report / "samples.json", sample_suspects(found, SUSPECTS_SHOWN))
+    return {**found.suggested()}
 
 
 def _train_judge(section: RewardParams, files: RewardFiles, seed: int, train: Pairs) -> Metrics:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit
 
@@ -18,11 +18,11 @@ SHARPEST = 0.99
 class Design:
     """What tells pairs apart.
 
-    `features` (pairs, dimensions) and `incidence`, sparse (pairs, answers): 1 for the chosen, -1 for the rejected answer.
+    `features` (pairs, dimensions) and sparse `incidence` (pairs, answers): 1 for the chosen, -1 for the rejected one.
     """
 
     features: np.ndarray
-    incidence: sparse.csr_array
+    incidence: Any
 
     def precision(self, scale: float, answers: float) -> np.ndarray:
         """Of the prior of all weights: margins of variance about `scale`, and `answers` times that for an answer."""
@@ -93,8 +93,8 @@ def leave_each_out(
     """(pairs,) margins as they would be without the pair's own label.
 
     With the variance v of a margin and the information w of its label, the variance without the label is
-    v / (1 - w v), and the margin loses the label's pull times that (Laplace's approximation; Rasmussen and Williams
-    2006, section 3.6.1, for expectation propagation).
+    v / (1 - w v), and the margin loses the label's pull times that (Laplace's approximation of what the others say).
+    The information is the expected one, as that observed may be negative and the sum of it no covariance's inverse.
     """
     margins = design.margins(weights)
     pull, information = _derivatives(margins, wrong, counted)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import brentq, minimize, minimize_scalar
+from scipy.optimize import minimize, minimize_scalar, root_scalar
 from scipy.special import expit, logit
 
 from rlhf.errors import UserError
@@ -28,7 +28,7 @@ MOST_ANSWERS = 2000
 PRIOR_PAIRS = 5.0
 """The common rate counts in a group's rate like so many pairs."""
 EVIDENCE = 5.0
-"""A group has a rate of its own, and noise is less than given, where the labels are better explained by so many nats."""
+"""A group has a rate of its own, and sure labels less noise than given, where that is better by so many nats."""
 REPETITIONS = 5
 
 
@@ -259,7 +259,8 @@ def _offset(log_odds: np.ndarray, rate: float) -> float:
     """What to add to the log odds of being right, so that the probability to be wrong has the mean `rate`."""
     if rate <= 0:
         return np.inf
-    return float(brentq(lambda shift: expit(-log_odds - shift).mean() - rate, -60.0, 60.0))
+    far = float(np.abs(log_odds).max()) + 60
+    return root_scalar(lambda shift: expit(-log_odds - shift).mean() - rate, bracket=(-far, far)).root
 
 
 def _repeat(design: Design, prior: np.ndarray, wrong: np.ndarray, seed: int) -> np.ndarray:

