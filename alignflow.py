@@ -117,17 +117,18 @@ def audit(
     apply: Annotated[bool, typer.Option("--apply", help="Also write cleaned.jsonl and removed.jsonl.")] = False,
 ) -> None:
     """Find preference labels that are probably wrong; needs an embedder and no training."""
+    from rlhf.audit_report import ACTIONS, write_audit
     from rlhf.data.sources import load_source
-    from rlhf.label_audit import apply_audit, audit_labels, write_audit
+    from rlhf.label_audit import apply_audit, audit_labels
     from rlhf.params import FileSource
 
     source = FileSource(kind="file", path=str(file), shape="canonical", columns={}, test_share=0.0, limit=None)
     found = audit_labels(load_source(source, "preferences", Path()), embedder, noise_rate, group)
-    write_audit(folder, found)
-    actions = found.actions()
-    print(f"{len(found.rows)} pairs judged, {found.left_out} left out; noise rate {found.rate:.3f}")
-    print(", ".join(f"{action} {actions.count(action)}" for action in ("keep", "drop", "relabel")))
-    print(f"the pairs side by side  {folder / 'audit.html'}")
+    write_audit(folder, found.audit)
+    actions = found.audit.actions
+    print(f"{len(actions)} pairs judged, {found.audit.left_out} left out; noise rate {found.audit.rate:.3f}")
+    print(", ".join(f"{action} {actions.count(action)}" for action in ACTIONS))
+    print(f"the pairs side by side  {folder / 'audit.html'}\nall figures             {folder / 'audit.parquet'}")
     if apply:
         cleaned, removed = apply_audit(folder, found)
         print(f"cleaned copy            {cleaned}\nrows left out           {removed}")

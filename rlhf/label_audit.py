@@ -2,53 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rlhf.curves import rounded_number
+from rlhf.audit_report import LabelAudit
 from rlhf.data.formats import Row, completion_text, write_rows
 from rlhf.errors import UserError, first_line
 from rlhf.examples import sample_rows
-from rlhf.noise import NoiseEstimate, estimate_noise_rate, orient_pairs
+from rlhf.neighbours import find_contradictions
+from rlhf.noise import estimate_from_trust, estimate_noise_rate, orient_pairs
 from rlhf.trust import trust_labels
 
 if TYPE_CHECKING:
     import numpy as np
 
-Action = Literal["keep", "drop", "relabel"]
-RELABEL_BELOW = 0.1
-"""A label is turned around rather than dropped where it is right with less probability than this."""
 ESTIMATION_PAIRS = 2000
 BATCH = 32
-ROWS_SHOWN = 1000
-"""So many of the most suspicious pairs are on the page; audit.csv has all."""
 
 
 @dataclass(frozen=True)
-class LabelAudit:
-    """The rows that could be judged, what is known of each, and of all."""
+class AuditedRows:
+    """The rows that could be judged, and what is known of each."""
 
     rows: list[Row]
-    right: np.ndarray
-    left_out: int
-    rate: float
-    estimate: NoiseEstimate | None
-    groups: list[str] | None
-    rates: dict[str, float]
-
-    def actions(self) -> list[Action]:
-        """What to do with each label: keep from .5 on, turn around below RELABEL_BELOW, drop between."""
-        return ["keep" if p >= 0.5 else "relabel" if p < RELABEL_BELOW else "drop" for p in self.right.tolist()]
+    audit: LabelAudit
 
 
 def audit_labels(
     rows: Sequence[Row], embedder: str, noise_rate: float | None, group: str | None, seed: int = 0
-) -> LabelAudit:
+) -> AuditedRows:
     """Judge each label of canonical preference rows by all others (rlhf.trust).
 
     `embedder` is a folder or hub id that `AutoModel` loads; `noise_rate` None is estimated; `group` names a column.
@@ -66,14 +51,24 @@ def audit_labels(
     answers = np.array([numbers.setdefault(text, len(numbers)) for text in texts]).reshape(-1, 2)
     embeddings = embed_texts(list(numbers), embedder)
     differences = embeddings[answers[:, 0]] - embeddings[answers[:, 1]]
-    estimate = None
+    prompts = [json.dumps(row["prompt"]) for row in usable]
+    rate = _guess_rate(differences, prompts, seed) if noise_rate is None else noise_rate
+    trust, estimate = trust_labels(differences, answers, rate, seed, groups), None
     if noise_rate is None:
-        sample = sample_rows(len(usable), ESTIMATION_PAIRS, seed)
-        prompts = [json.dumps(usable[place]["prompt"]) for place in sample]
-        estimate = estimate_noise_rate(*orient_pairs(differences[sample], seed), prompts, seed)
-    rate = estimate.rate if estimate else float(noise_rate or 0.0)
-    trust = trust_labels(differences, answers, rate, seed, groups)
-    return LabelAudit(usable, trust.right, len(rows) - len(usable), rate, estimate, groups, trust.rates)
+        # All labels together know more of the noise than the sample that the judgement began with.
+        estimate = estimate_from_trust(trust.again, prompts, seed)
+        rate = estimate.rate
+        trust = trust.with_rate(rate)
+    shown = {name: [completion_text(row[name]) for row in usable] for name in ("prompt", "chosen", "rejected")}
+    contradictions = find_contradictions(differences, seed)
+    ids, left_out = [row["id"] for row in usable], len(rows) - len(usable)
+    return AuditedRows(usable, LabelAudit(ids, shown, {}, groups, trust, contradictions, rate, estimate, left_out))
+
+
+def _guess_rate(differences: np.ndarray, prompts: list[str], seed: int) -> float:
+    sample = sample_rows(len(differences), ESTIMATION_PAIRS, seed)
+    oriented = orient_pairs(differences[sample], seed)
+    return estimate_noise_rate(*oriented, [prompts[place] for place in sample], seed).rate
 
 
 def embed_texts(texts: Sequence[str], embedder: str) -> np.ndarray:
@@ -145,43 +140,11 @@ def _group_of(row: Row, group: str) -> str:
     return str(row[group])
 
 
-def write_audit(folder: Path, audit: LabelAudit) -> None:
-    """audit.csv with all pairs, the most suspicious first; audit.html with the first ROWS_SHOWN in full."""
-    from jinja2 import Environment, FileSystemLoader, select_autoescape
-
-    folder.mkdir(parents=True, exist_ok=True)
-    actions = audit.actions()
-    order = sorted(range(len(audit.rows)), key=lambda place: audit.right[place])
-    with (folder / "audit.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "right", "action", "group"])
-        for place in order:
-            group = audit.groups[place] if audit.groups else ""
-            figure = rounded_number(float(audit.right[place]))
-            writer.writerow([audit.rows[place]["id"], figure, actions[place], group])
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["html"]), trim_blocks=True
-    )
-    shown = [
-        {
-            "right": f"{audit.right[place]:.3f}",
-            "action": actions[place],
-            "group": audit.groups[place] if audit.groups else "",
-            **{name: completion_text(audit.rows[place][name]) for name in ("prompt", "chosen", "rejected")},
-        }
-        for place in order[:ROWS_SHOWN]
-    ]
-    page = environment.get_template("label_audit.html").render(
-        rows=shown, audit=audit, counts=Counter(actions), rates=sorted(audit.rates.items(), key=lambda one: -one[1])
-    )
-    (folder / "audit.html").write_text(page, encoding="utf-8")
-
-
-def apply_audit(folder: Path, audit: LabelAudit) -> tuple[Path, Path]:
+def apply_audit(folder: Path, audited: AuditedRows) -> tuple[Path, Path]:
     """Write cleaned.jsonl (kept rows, and relabelled ones turned around) and removed.jsonl with the rows left out."""
     kept: list[Row] = []
     removed: list[Row] = []
-    for row, action in zip(audit.rows, audit.actions(), strict=True):
+    for row, action in zip(audited.rows, audited.audit.actions, strict=True):
         if action == "drop":
             removed.append(row)
         elif action == "relabel":

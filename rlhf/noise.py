@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 REPLICATES = 200
+LARGEST = 0.49
+"""With more wrong labels than this nobody can say which half is right."""
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse L2 strengths tried; the one with the best out-of-fold likelihood of the noisy labels is used."""
 
@@ -98,6 +100,17 @@ def estimate_from_agreement(places: Sequence[Hashable], ways: Sequence[bool], se
 def _rate_of_agreement(agreement: float) -> float:
     """The smaller solution e of (1-e)² + e² = agreement; 0.5 where there is none."""
     return (1 - max(0.0, 2 * float(agreement) - 1) ** 0.5) / 2
+
+
+def estimate_from_trust(again: np.ndarray, groups: list[str], seed: int) -> NoiseEstimate:
+    """The same from `again` (pairs,), how probably each label would be given again, by all labels but its own."""
+    import numpy as np
+
+    labels = np.random.default_rng(seed).integers(0, 2, len(again))
+    second = np.where(labels == 1, again, 1 - again)
+    probabilities = np.stack([1 - second, second], 1)
+    low, high = _bootstrap_interval(labels, probabilities, groups, seed)
+    return NoiseEstimate(min(_confident_rate(labels, probabilities), LARGEST), low, high)
 
 
 def _check_input(features: np.ndarray, labels: np.ndarray, groups: list[str]) -> None:

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from rlhf import audit
+from rlhf.audit_report import LabelAudit, sample_suspects, write_audit
 from rlhf.curves import CurveRecorder, Log, no_log, rounded_number, write_json
-from rlhf.data.formats import completion_text, render_prompt, training_rows
+from rlhf.data.formats import completion_text, training_rows
 from rlhf.embeddings import ANSWERS, load_places, load_vectors
 from rlhf.errors import UserError
 from rlhf.examples import Examples, encode_sides, sample_rows, score_margins
 from rlhf.heads import fit_head, score_embedded
 from rlhf.models import load_tokenizer
+from rlhf.neighbours import Contradictions, find_contradictions
 from rlhf.noise import NoiseEstimate, estimate_from_agreement, estimate_noise_rate, orient_pairs
 from rlhf.pairwise import Job, Ledger, Verdict, fit_scorer, measure
 from rlhf.params import RewardParams
@@ -92,8 +94,8 @@ def train_reward(section: RewardParams, files: RewardFiles, seed: int, log: Log)
         **_measure_length(source, train, test),
         **_measure_truth(source, train, test, margins),
         **_audit_training(source, train, suspects, noise.rate),
+        **_write_audit(source, train, noise, ledger),
     }
-    _write_suspects(files, source.tokenizer, train, (suspects, ledger, right))
     if noise.trust and noise.groups:
         _write_groups(files.report / "groups.csv", noise.trust, noise.groups)
     if section.judge:
@@ -173,6 +175,7 @@ class Noise:
     rate: float
     groups: list[str] | None
     trust: Trust | None
+    contradictions: Contradictions | None = None
 
     def verdict(self) -> Verdict | None:
         """What the training is told: doubts, and that all but the worst `rate` of the labels are believed."""
@@ -199,16 +202,13 @@ def _study_labels(source: Source, train: Examples, seed: int) -> Noise:
     else:
         estimate = _estimate_noise(section, points, examples, seed)
     rate = estimate.rate if isinstance(section.noise_rate, str) and estimate else float(section.noise_rate)
-    trust = _judge_labels(points, examples, rate, seed, groups) if is_judged else None
-    return Noise(estimate, rate, groups, trust)
-
-
-def _judge_labels(points: np.ndarray, examples: Examples, rate: float, seed: int, groups: list[str] | None) -> Trust:
-    """A pair is judged as it is, a rating like a pair that stands the right way round where it is good."""
-    if examples.labels is None:
-        return trust_labels(points, examples.places, rate, seed, groups)
-    distinct = np.arange(2 * len(examples)).reshape(-1, 2)
-    return trust_labels(points * examples.labels[:, None], distinct, rate, seed, groups)
+    if not is_judged:
+        return Noise(estimate, rate, groups, None)
+    # A pair is judged as it is, a rating like a pair that stands the right way round where it is good.
+    speaking = points if examples.labels is None else points * examples.labels[:, None]
+    answers = examples.places if examples.labels is None else np.arange(2 * len(examples)).reshape(-1, 2)
+    trust = trust_labels(speaking, answers, rate, seed, groups)
+    return Noise(estimate, rate, groups, trust, find_contradictions(speaking, seed))
 
 
 def _skip(section: RewardParams, files: RewardFiles) -> Metrics:
@@ -338,29 +338,31 @@ def _write_groups(path: Path, trust: Trust, groups: list[str]) -> None:
             writer.writerow([name, counts[name], rounded_number(rate)])
 
 
-def _write_suspects(
-    files: RewardFiles, tokenizer: Any, train: Examples, found: tuple[np.ndarray, Ledger, np.ndarray | None]
-) -> None:
-    """All training rows by suspicion in audit.csv, the most suspicious in full in samples.json."""
-    suspects, ledger, right = found
-    columns = {"kept": ledger.mean_kept(), "margin": ledger.margins}
-    if right is not None:
-        columns = {"right": right, **columns}
-    with (files.report / "audit.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", *columns])
-        for pair in suspects:
-            writer.writerow([train.ids[pair], *(rounded_number(float(values[pair])) for values in columns.values())])
-    rows = {row["id"]: row for row in training_rows(files.train)}
-    shown = []
-    for pair in suspects[:SUSPECTS_SHOWN]:
-        row = rows[train.ids[pair]]
-        sides = ("chosen", "rejected") if train.labels is None else ("completion",)
-        texts = {side: completion_text(row[side]) for side in sides}
-        figures = {name: float(values[pair]) for name, values in columns.items()}
-        figures |= {} if train.labels is None else {"score": row["score"]}
-        shown.append({"id": row["id"], "prompt": render_prompt(tokenizer, row["prompt"]), **texts, **figures})
-    write_json(files.report / "samples.json", shown)
+def _write_audit(source: Source, train: Examples, noise: Noise, ledger: Ledger) -> Metrics:
+    """The audit of all training rows, the most suspicious as a table for MLflow; the share of each suggestion."""
+    rows = {row["id"]: row for row in training_rows(source.files.train)}
+    texts = {
+        column: [completion_text(rows[name][column]) for name in train.ids]
+        for column in ("prompt", *ANSWERS[source.kind])
+    }
+    figures = {"loss": np.logaddexp(0, -ledger.margins), "margin": ledger.margins, "kept": ledger.mean_kept()}
+    if train.labels is not None:
+        figures["score"] = np.array([rows[name]["score"] for name in train.ids])
+    found = LabelAudit(
+        ids=train.ids,
+        texts=texts,
+        figures=figures,
+        groups=noise.groups,
+        trust=noise.trust,
+        contradictions=noise.contradictions,
+        rate=noise.rate,
+        estimate=noise.estimate,
+        left_out=train.dropped,
+    )
+    report = source.files.report
+    write_audit(report, found)
+    write_json(report / "samples.json", sample_suspects(found, SUSPECTS_SHOWN))
+    return {**found.suggested()}
 
 
 def _train_judge(source: Source, seed: int, train: Examples, test: Examples) -> Metrics:

@@ -1,47 +1,61 @@
-"""How far each preference label can be trusted, by what all other pairs say: ridge regression out of fold."""
+"""How far each preference label can be trusted, by what all other pairs say."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
+from scipy import sparse
+from scipy.optimize import minimize, minimize_scalar, root_scalar
+from scipy.special import expit, logit
 
 from rlhf.errors import UserError
+from rlhf.strengths import Design, fit_strengths, leave_each_out, likelihood
 
 logger = logging.getLogger(__name__)
 
-FOLDS = 5
 GROUP_FOLDS = 16
 """At most so many folds of whole groups."""
-RIDGE = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Penalties tried, per pair."""
-ITEM_SCALES = (0.0, 10.0)
-"""How much an answer's own strength may deviate from what its embedding says; 0: not at all."""
+FEWEST = 5
+SCALES = (0.05, 0.2, 0.6, 2.0, 6.0)
+"""Variances of the margins that are tried."""
+ANSWER_SCALES = (0.05, 0.15, 0.5, 1.5)
+"""How much of that an answer's own strength has, beyond what its embedding says."""
 MOST_DIMENSIONS = 512
-MOST_ITEMS = 2000
+MOST_ANSWERS = 2000
 PRIOR_PAIRS = 5.0
 """The common rate counts in a group's rate like so many pairs."""
 EVIDENCE = 5.0
-"""A group has a rate of its own where that is better by so many nats."""
-ROUNDS = 2
+"""A group has a rate of its own, and sure labels less noise than given, where that is better by so many nats."""
+REPETITIONS = 5
 
 
 @dataclass(frozen=True)
 class Trust:
-    """`right` (pairs,): the probability that a label is right. `rates`: the share of wrong labels of each group."""
+    """What all other labels say of each.
+
+    `right` (pairs,): the probability that a label is right. `rates`: the share of wrong labels of each group.
+    `again` (pairs,): the probability that somebody else would label the pair alike. `called_wrong` (pairs,): the share
+    of REPETITIONS with a random half of the labels that call it wrong.
+    """
 
     right: np.ndarray
     rates: dict[str, float]
+    again: np.ndarray
+    called_wrong: np.ndarray
 
     @property
     def doubt(self) -> np.ndarray:
         """(pairs,) log odds that the label is wrong, 0 where it is more likely right."""
         right = self.right.clip(1e-3, 1 - 1e-3)
         return np.maximum(0.0, np.log1p(-right) - np.log(right))
+
+    def with_rate(self, rate: float) -> Trust:
+        """The same with another mean of the probability to be wrong."""
+        log_odds = logit(self.right.clip(1e-12, 1 - 1e-12))
+        return replace(self, right=expit(log_odds + _offset(log_odds, rate)))
 
 
 def trust_labels(
@@ -53,16 +67,20 @@ def trust_labels(
 ) -> Trust:
     r"""The probability that each label is right, given all labels but its own.
 
-    A ridge regression of the constant 1 on :math:`z_i = h^w_i - h^l_i`, and on indicators of the two answers where
-    answers occur in several pairs, gives margins :math:`m_i` from the folds without pair i. With the noise rate
+    A logistic regression of the labels on :math:`z_i = h^w_i - h^l_i`, with strengths of their own for answers that
+    occur in several pairs, gives margins :math:`m_i` without the label of pair i (rlhf.strengths). With the noise rate
     :math:`\rho_g` of the pair's group, the likelihood of a label is
-    :math:`(1 - \rho_g) q_i + \rho_g (1 - q_i)`, :math:`q_i = \sigma(a m_i)`; it chooses penalty, scale a and whether
-    answers have strengths of their own. The label is right with probability
-    :math:`(1 - \rho_g) q_i / ((1 - \rho_g) q_i + \rho_g (1 - q_i))`.
+    :math:`\rho_g + (1 - 2 \rho_g) \sigma(a m_i)`. All widths of the prior whose mean log likelihood is within one
+    standard error of the best are averaged.
 
-    A group's rate comes first from a model of the *other* groups, as a group that is wrong as a whole would
-    convince a model of its own; then the regression is repeated with labels counted by :math:`1 - 2 \rho_g`, which
-    turns the labels of a group that is mostly wrong around.
+    Noise is seldom uniform: most wrong labels are close calls, and at large margins labels contradict the model less
+    often than in :math:`\rho_g` of all cases. Where a smaller rate explains them EVIDENCE nats better, the scale a is
+    fitted together with it. The log odds that a label is right are :math:`c - \mathrm{logit} \rho_g + a m_i`, with c
+    such that on average as many labels are wrong as the rates say.
+
+    A group's rate comes first from a model of the *other* groups, as a group that is wrong as a whole would convince a
+    model of its own; then all are fitted together, where the labels of a group that is mostly wrong count as turned
+    around.
 
     Fewer than 5 pairs cannot judge each other; they are all trusted, with a warning.
 
@@ -86,29 +104,34 @@ def trust_labels(
     ----------
     .. [1] Northcutt et al. (2021). Confident learning. JAIR 70 (out-of-fold probabilities against given labels).
     .. [2] Dawid and Skene (1979). Maximum likelihood estimation of observer error-rates. Applied Statistics 28.
+    .. [3] Breiman et al. (1984). Classification and regression trees, section 3.4.3 (the rule of one standard error).
     """
     _check(differences, noise_rate)
-    if len(differences) < FOLDS:
-        logger.warning("%d preference pairs are too few to judge one by the others; all are trusted", len(differences))
-        return Trust(np.full(len(differences), 1 - noise_rate), {})
+    count = len(differences)
+    if count < FEWEST:
+        logger.warning("%d preference pairs are too few to judge one by the others; all are trusted", count)
+        return Trust(np.full(count, 1 - noise_rate), {}, np.full(count, 1 - noise_rate), np.zeros(count))
     features = _reduce(differences, seed)
-    indicators = _indicators(answers)
-    folds = np.random.default_rng(seed).permutation(len(features)) % FOLDS
-    names, member = np.unique(groups if groups is not None else [""] * len(features), return_inverse=True)
+    names, member = np.unique(groups if groups is not None else [""] * count, return_inverse=True)
     rates = np.full(len(names), noise_rate)
     if len(names) > 2:
-        others = np.random.default_rng(seed).permutation(len(names))[member] % GROUP_FOLDS
-        better = _predict([features], others, rates[member])
-        rates = _group_rates(better, member, noise_rate)
-    better = np.full(len(features), 0.5)
-    candidates = [features] if indicators is None else [np.hstack([features, s * indicators]) for s in ITEM_SCALES]
-    for _ in range(ROUNDS if len(names) > 1 else 1):
-        better = _predict(candidates, folds, rates[member])
+        rates = _group_rates(_margins_by_other_groups(features, member, noise_rate, seed), member, noise_rate)
+    design = Design(features, _incidence(answers))
+    kept = _priors(design)
+    margins = np.zeros(count)
+    for _ in range(2 if len(names) > 1 else 1):
+        margins, kept = _average(design, kept, rates[member])
         if len(names) > 1:
-            rates = _group_rates(better, member, noise_rate)
-    wrong = rates[member]
-    right = (1 - wrong) * better / _likelihood(better, wrong)
-    return Trust(right, dict(zip(map(str, names), rates.tolist(), strict=True)))
+            rates = _group_rates(margins, member, noise_rate)
+    scale, lapse = _fit_noise(margins, rates[member])
+    log_odds = _log_odds(scale * margins, rates[member])
+    called_wrong = _repeat(design, kept[0], rates[member], seed)
+    return Trust(
+        expit(log_odds),
+        dict(zip(map(str, names), rates.tolist(), strict=True)),
+        likelihood(scale * margins, lapse),
+        called_wrong,
+    )
 
 
 def _check(differences: np.ndarray, noise_rate: float) -> None:
@@ -130,74 +153,125 @@ def _reduce(differences: np.ndarray, seed: int) -> np.ndarray:
     return left * sizes
 
 
-def _indicators(answers: np.ndarray) -> np.ndarray | None:
-    """(pairs, answers): 1 for the chosen, -1 for the rejected one of answers in several pairs; None if all differ."""
+def _incidence(answers: np.ndarray) -> sparse.csr_array:
+    """Sparse (pairs, answers): 1 for the chosen, -1 for the rejected one of the answers in several pairs."""
     _, places, counts = np.unique(answers, return_inverse=True, return_counts=True)
     recurring = np.flatnonzero(counts > 1)
-    if not len(recurring):
-        return None
-    if len(recurring) > MOST_ITEMS:
+    if len(recurring) > MOST_ANSWERS:
         logger.info("%d answers occur in several pairs; none gets a strength of its own", len(recurring))
-        return None
+        recurring = recurring[:0]
     column = np.full(len(counts), -1)
     column[recurring] = np.arange(len(recurring))
-    matrix = np.zeros((len(answers), len(recurring)))
-    for side, sign in ((0, 1.0), (1, -1.0)):
-        at = column[places.reshape(-1, 2)[:, side]]
-        np.add.at(matrix, (np.flatnonzero(at >= 0), at[at >= 0]), sign)
-    return matrix
+    at = column[places.reshape(-1, 2)]
+    rows, sides = np.nonzero(at >= 0)
+    return sparse.csr_array((1.0 - 2.0 * sides, (rows, at[rows, sides])), shape=(len(answers), len(recurring)))
 
 
-def _predict(candidates: Sequence[np.ndarray], folds: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """(pairs,) the probability that the chosen answer is better, of the most likely candidate, penalty and scale."""
-    tried = [
-        _calibrate(margins, wrong)
-        for features in candidates
-        for margins in _margins_out_of_fold(features, folds, wrong)
-    ]
-    return max(tried, key=lambda one: one[0])[1]
+def _priors(design: Design) -> list[np.ndarray]:
+    """The widths of the prior to try, as precisions, narrow ones first."""
+    answer_scales = ANSWER_SCALES if design.incidence.shape[1] else ANSWER_SCALES[:1]
+    return [design.precision(scale, answers) for answers in answer_scales for scale in SCALES]
 
 
-def _margins_out_of_fold(features: np.ndarray, folds: np.ndarray, wrong: np.ndarray) -> list[np.ndarray]:
-    """For each penalty, (pairs,) margins by a ridge regression that has not seen the pair's fold."""
-    counted = features * (1 - 2 * wrong)[:, None]
-    weighted = features * np.abs(1 - 2 * wrong)[:, None]
-    members = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
-    grams = [features[rows].T @ weighted[rows] for rows in members]
-    targets = [counted[rows].sum(0) for rows in members]
-    all_grams, all_targets = sum(grams), sum(targets)
-    margins = [np.empty(len(features)) for _ in RIDGE]
-    for rows, gram, target in zip(members, grams, targets, strict=True):
-        values, vectors = np.linalg.eigh(all_grams - gram)
-        seen = features[rows] @ vectors
-        along = vectors.T @ (all_targets - target)
-        for penalty, out in zip(RIDGE, margins, strict=True):
-            out[rows] = seen @ (along / (values.clip(0) + penalty * len(features)))
-    return margins
+def _average(design: Design, priors: Sequence[np.ndarray], wrong: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(pairs,) margins without the pair's own label, averaged over priors nearly as good as the best; and those."""
+    everything, weights = np.ones(len(wrong)), None
+    tried = []
+    for prior in priors:
+        weights = fit_strengths(design, prior, wrong, everything, weights)
+        margins = leave_each_out(design, prior, wrong, everything, weights)
+        tried.append(_calibrate(margins, wrong) * margins)
+    return _blend(tried, priors, wrong)
 
 
-def _calibrate(margins: np.ndarray, wrong: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean log likelihood and (pairs,) probabilities sigmoid(a m) at the most likely scale a."""
+def _blend(
+    tried: Sequence[np.ndarray], priors: Sequence[np.ndarray], wrong: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The mean of the margins within one standard error of the most likely ones, and their priors, the best first."""
+    logs = np.log([likelihood(margins, wrong) for margins in tried])
+    order = np.argsort(-logs.mean(1), kind="stable")
+    behind = logs[order[0]] - logs[order]
+    near = order[behind.mean(1) <= behind.std(1) / len(wrong) ** 0.5]
+    return np.mean([tried[place] for place in near], axis=0), [priors[place] for place in near]
+
+
+def _calibrate(margins: np.ndarray, wrong: np.ndarray) -> float:
+    """The most likely scale."""
 
     def loss(log_scale: float) -> float:
-        return -float(np.log(_likelihood(expit(np.exp(log_scale) * margins), wrong)).mean())
+        return -float(np.log(likelihood(np.exp(log_scale) * margins, wrong)).mean())
 
-    best = minimize_scalar(loss, bounds=(-4.0, 6.0), method="bounded")
-    return -float(best.fun), expit(np.exp(best.x) * margins)
-
-
-def _likelihood(better: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    return np.maximum((1 - wrong) * better + wrong * (1 - better), 1e-12)
+    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 6.0), method="bounded").x))
 
 
-def _group_rates(better: np.ndarray, member: np.ndarray, noise_rate: float) -> np.ndarray:
+def _margins_by_other_groups(features: np.ndarray, member: np.ndarray, noise_rate: float, seed: int) -> np.ndarray:
+    """(pairs,) margins by models that have not seen the pair's group."""
+    design = Design(features, sparse.csr_array((len(features), 0)))
+    wrong = np.full(len(features), noise_rate)
+    folds = (np.random.default_rng(seed).permutation(member.max() + 1) % GROUP_FOLDS)[member]
+    priors = [design.precision(scale, 1.0) for scale in SCALES[:3]]
+    tried = []
+    for prior in priors:
+        weights = fit_strengths(design, prior, wrong, np.ones(len(wrong)))
+        margins = np.empty(len(wrong))
+        for fold in np.unique(folds):
+            own = folds == fold
+            margins[own] = design.margins(fit_strengths(design, prior, wrong, 1.0 - own, weights))[own]
+        tried.append(_calibrate(margins, wrong) * margins)
+    return _blend(tried, priors, wrong)[0]
+
+
+def _group_rates(margins: np.ndarray, member: np.ndarray, noise_rate: float) -> np.ndarray:
     """(groups,) shares of wrong labels by expectation maximisation; the common rate where nothing speaks against it."""
     count = np.bincount(member)
     rates = np.full(len(count), noise_rate)
     for _ in range(30):
         rate = rates[member]
-        wrong = rate * (1 - better) / _likelihood(better, rate)
+        wrong = rate * expit(-margins) / likelihood(margins, rate)
         rates = (np.bincount(member, wrong) + PRIOR_PAIRS * noise_rate) / (count + PRIOR_PAIRS)
-    common = np.log(_likelihood(better, np.full(len(better), noise_rate)))
-    gain = np.bincount(member, np.log(_likelihood(better, rates[member])) - common)
+    common = np.log(likelihood(margins, np.full(len(margins), noise_rate)))
+    gain = np.bincount(member, np.log(likelihood(margins, rates[member])) - common)
     return np.where(gain > EVIDENCE, rates, noise_rate)
+
+
+def _fit_noise(margins: np.ndarray, wrong: np.ndarray) -> tuple[float, np.ndarray]:
+    """The scale of the margins and (pairs,) noise rates at large margins, smaller than given only with EVIDENCE."""
+    chances = logit(wrong.clip(1e-6, 1 - 1e-6))
+
+    def loss(point: np.ndarray) -> float:
+        return -float(np.log(likelihood(np.exp(point[0]) * margins, expit(chances + point[1]))).sum())
+
+    given = np.log(_calibrate(margins, wrong))
+    start = np.array([[given, 0.0], [given - 0.5, 0.0], [given, -1.0]])
+    found = minimize(loss, start[0], method="Nelder-Mead", options={"initial_simplex": start})
+    if loss(np.array([given, 0.0])) - found.fun <= EVIDENCE:
+        return float(np.exp(given)), wrong
+    return float(np.exp(found.x[0])), expit(chances + found.x[1])
+
+
+def _log_odds(margins: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """(pairs,) log odds that a label is right, with as many wrong ones as the rates say."""
+    plain = margins - logit(wrong.clip(1e-12, 1 - 1e-12))
+    return plain + _offset(plain, float(wrong.mean()))
+
+
+def _offset(log_odds: np.ndarray, rate: float) -> float:
+    """What to add to the log odds of being right, so that the probability to be wrong has the mean `rate`."""
+    if rate <= 0:
+        return np.inf
+    far = float(np.abs(log_odds).max()) + 60
+    return root_scalar(lambda shift: expit(-log_odds - shift).mean() - rate, bracket=(-far, far)).root
+
+
+def _repeat(design: Design, prior: np.ndarray, wrong: np.ndarray, seed: int) -> np.ndarray:
+    """(pairs,) how often a random half of the labels calls a label wrong; its own never counts."""
+    votes = np.zeros(len(wrong))
+    generator = np.random.default_rng(seed)
+    weights = None
+    for _ in range(REPETITIONS):
+        half = (generator.permutation(len(wrong)) % 2).astype(float)
+        weights = fit_strengths(design, prior, wrong, half, weights)
+        margins = leave_each_out(design, prior, wrong, half, weights)
+        scale, _ = _fit_noise(margins, wrong)
+        votes += _log_odds(scale * margins, wrong) < 0
+    return votes / REPETITIONS

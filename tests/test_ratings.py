@@ -103,7 +103,7 @@ def test_ratings_go_through_the_pipeline_and_a_reward_model_comes_out(workspace:
     good, bad = model.score(["Ben has 298 pens.\n"] * 2, ["<answer> 298</answer>", "I am not sure"])
     assert good > 0 > bad
     suspect = json.loads((paths.report("reward") / "samples.json").read_text())[0]
-    assert {"prompt", "completion", "score", "right"} <= suspect.keys()
+    assert {"prompt", "completion", "score", "wrong"} <= suspect.keys()
     assert "truth_score" not in suspect
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf import audit
+from rlhf.audit_report import ACTIONS
 from rlhf.curves import no_log
 from rlhf.data.formats import Row, training_rows, with_ids, write_rows
 from rlhf.embeddings import EmbedFiles, embed_answers
@@ -127,8 +129,10 @@ def test_every_parameter_moves_and_the_outputs_are_the_same_twice(tmp_path: Path
     assert all(value is None or math.isfinite(value) for value in metrics.values())
     assert metrics["noise_rate_true"] == pytest.approx(0.2)
     assert metrics["audit_flagged"] == 4
+    assert sum(metrics[f"audit_suggested_{action}"] for action in ACTIONS) == pytest.approx(1)
     assert {path.name for path in (tmp_path / "a" / "report").iterdir()} == {
-        "audit.csv",
+        "audit.html",
+        "audit.parquet",
         "curves.csv",
         "margins.png",
         "samples.json",
@@ -378,7 +382,8 @@ def test_as_many_labels_as_are_wrong_are_not_believed() -> None:
     from rlhf.reward import Noise
     from rlhf.trust import Trust
 
-    verdict = Noise(None, 0.5, None, Trust(np.array([0.9, 0.1, 0.4, 0.6]), {})).verdict()
+    right = np.array([0.9, 0.1, 0.4, 0.6])
+    verdict = Noise(None, 0.5, None, Trust(right, {}, right, right)).verdict()
     assert verdict is not None
     assert verdict.believed.tolist() == [True, False, False, True]
     assert verdict.doubt.tolist() == pytest.approx([0, math.log(9), math.log(1.5), 0])
@@ -389,8 +394,12 @@ def test_every_objective_trains(tmp_path: Path, start: Path, objective: str) -> 
     metrics = train(tmp_path, start, make_section(objective=objective, epochs=1.0, warmup_epochs=0.0))
     assert load_scorer(tmp_path / "model").score.weight.abs().max() > 0
     assert math.isfinite(metrics["loss"])
-    columns = (tmp_path / "report" / "audit.csv").read_text().splitlines()[0].split(",")
-    assert ("right" in columns) == (objective in ("selective", "cleanlab"))
+    table = pyarrow.parquet.read_table(tmp_path / "report" / "audit.parquet")
+    told = {"action", "wrong", "called_wrong", "contradicting", "contradicting_ids"}
+    known = {"id", "loss", "margin", "kept", "prompt", "chosen", "rejected"}
+    assert set(table.column_names) == (known | told if objective in ("selective", "cleanlab") else known)
+    assert table.num_rows == metrics["rows"]
+    assert not any(name.startswith("truth_") for name in table.column_names)
 
 
 def test_the_noise_of_every_group_is_reported(tmp_path: Path, start: Path) -> None:
@@ -424,4 +433,7 @@ def test_turned_pairs_have_their_answers_exchanged() -> None:
 def test_samples_are_flat_rows_without_truth(tmp_path: Path, start: Path) -> None:
     train(tmp_path, start, make_section())
     samples = json.loads((tmp_path / "report" / "samples.json").read_text())
-    assert set(samples[0]) == {"id", "prompt", "chosen", "rejected", "right", "kept", "margin"}
+    assert set(samples[0]) == {
+        *("id", "action", "wrong", "called_wrong", "contradicting"),
+        *("loss", "margin", "kept", "prompt", "chosen", "rejected"),
+    }

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from rlhf import trust
 from rlhf.errors import UserError
+from rlhf.strengths import Design, fit_strengths, leave_each_out
 from rlhf.trust import trust_labels
 
 PAIRS, DIMENSIONS = 400, 8
@@ -37,14 +38,44 @@ def test_wrong_labels_are_found_and_their_number_is_about_right(noise_rate: floa
 
 
 def test_a_label_is_judged_by_all_but_itself() -> None:
-    """Turning one label around turns its margin around: the model that judges it has not seen it."""
-    differences, _ = make_pairs()
-    folds = np.arange(PAIRS) % trust.FOLDS
-    turned = flip(differences, np.arange(PAIRS) == 7)
-    rates = np.full(PAIRS, 0.2)
-    before, after = (trust._margins_out_of_fold(one, folds, rates) for one in (differences, turned))
-    for one, other in zip(before, after, strict=True):
-        assert other[7] == pytest.approx(-one[7])
+    """Turning labels around turns their margins around, though each pulled at the model before and after."""
+    differences, answers = make_pairs()
+    differences = flip(differences, np.random.default_rng(1).random(PAIRS) < 0.2)
+    for pair in (3, 50, 200):
+        turned = flip(differences, np.arange(PAIRS) == pair)
+        before, after = (leave_out(one, answers)[pair] for one in (differences, turned))
+        assert after == pytest.approx(-before, rel=0.1, abs=0.02)
+
+
+def leave_out(differences: np.ndarray, answers: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
+    design = Design(differences, trust._incidence(answers))
+    wrong, counted = np.full(PAIRS, 0.2), np.ones(PAIRS) if counted is None else counted
+    prior = design.precision(2.0, 0.5)
+    return leave_each_out(design, prior, wrong, counted, fit_strengths(design, prior, wrong, counted))
+
+
+def test_close_calls_leave_sure_labels_alone_and_as_many_are_wrong_as_the_rate_says() -> None:
+    """Votes that follow Bradley-Terry: wrong ones are close calls, and no large margin is contradicted."""
+    generator = np.random.default_rng(0)
+    differences = generator.normal(size=(2000, 4))
+    margins = 4 * differences[:, 0]
+    chosen = generator.random(2000) < 1 / (1 + np.exp(-margins))
+    wrong = chosen != (margins > 0)
+    labelled = flip(differences, ~chosen)
+    found = trust_labels(labelled, np.arange(4000).reshape(-1, 2), float(wrong.mean()), 0)
+    assert (1 - found.right).mean() == pytest.approx(wrong.mean(), abs=1e-6)
+    sure = found.right > 0.95
+    assert wrong[sure].mean() == pytest.approx((1 - found.right)[sure].mean(), abs=0.02)
+    assert found.again[np.abs(margins) > 6].max() > 0.97
+    assert (1 - found.with_rate(0.05).right).mean() == pytest.approx(0.05, abs=1e-6)
+
+
+def test_other_halves_of_the_labels_say_how_firm_a_verdict_is() -> None:
+    differences, answers = make_pairs()
+    wrong = np.random.default_rng(1).random(PAIRS) < 0.2
+    found = trust_labels(flip(differences, wrong), answers, 0.2, 0)
+    assert set(np.round(found.called_wrong * trust.REPETITIONS, 6)) <= set(range(trust.REPETITIONS + 1))
+    assert roc_auc_score(wrong, found.called_wrong) > 0.8
 
 
 def test_a_group_that_is_wrong_as_a_whole_is_found_by_the_other_groups() -> None:
