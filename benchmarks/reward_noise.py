@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from scipy.stats import ttest_rel
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -222,7 +223,7 @@ def grade_detection(noise: Noise, flipped: np.ndarray) -> dict[str, float]:
 
 def measure(margins: np.ndarray) -> dict[str, float]:
     """Of margins (pairs,) in favour of the better argument; MAE, R² and ECE are those of its probability."""
-    right = 1 / (1 + np.exp(-margins.astype(float)))
+    right = expit(margins.astype(float))
     sure = np.maximum(right, 1 - right)
     place = np.minimum(((sure - 0.5) * 20).astype(int), 9)
     hit = (margins > 0) + 0.5 * (margins == 0)

@@ -133,12 +133,12 @@ def _render(audit: LabelAudit, shown: list[int]) -> str:
         near = audit.contradictions.nearest[place] if audit.contradictions else []
         pair["neighbours"] = [{name: _cut(texts[other]) for name, texts in audit.texts.items()} for other in near]
         pairs.append(pair)
-    rates = audit.trust.rates.items() if audit.trust and audit.groups else []
+    rates = audit.trust.rates if audit.trust and audit.groups else {}
     return environment.get_template("label_audit.html").render(
         pairs=pairs,
         audit=audit,
         counts=Counter(audit.actions),
-        rates=sorted(rates, key=lambda one: (-one[1], one[0])),
+        rates=sorted(((n, r) for n, r in rates.items() if r > audit.rate), key=lambda one: (-one[1], one[0])),
         figures=[name for name in ("wrong", "called_wrong", "contradicting", *audit.figures) if name in columns],
         sides=[name for name in audit.texts if name != "prompt"],
     )

@@ -15,7 +15,7 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Contradictions:
-    """`counts` (pairs,): how many of the NEIGHBOURS contradict a label; `nearest`: where the first SHOWN of them are."""
+    """`counts` (pairs,): how many of the NEIGHBOURS contradict a label; `nearest`: where the first SHOWN are."""
 
     counts: np.ndarray
     nearest: list[list[int]]

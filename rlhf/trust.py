@@ -52,10 +52,11 @@ class Trust:
         right = self.right.clip(1e-3, 1 - 1e-3)
         return np.maximum(0.0, np.log1p(-right) - np.log(right))
 
-    def with_rate(self, rate: float) -> Trust:
-        """The same with another mean of the probability to be wrong."""
+    def with_rate(self, before: float, rate: float) -> Trust:
+        """The same with another common noise rate, which is then the mean probability to be wrong."""
         log_odds = logit(self.right.clip(1e-12, 1 - 1e-12))
-        return replace(self, right=expit(log_odds + _offset(log_odds, rate)))
+        rates = {name: rate if own == before else own for name, own in self.rates.items()}
+        return replace(self, right=expit(log_odds + _offset(log_odds, rate)), rates=rates)
 
 
 def trust_labels(
@@ -73,9 +74,9 @@ def trust_labels(
     :math:`\rho_g + (1 - 2 \rho_g) \sigma(a m_i)`. All widths of the prior whose mean log likelihood is within one
     standard error of the best are averaged.
 
-    Noise is seldom uniform: most wrong labels are close calls, and at large margins labels contradict the model less
-    often than in :math:`\rho_g` of all cases. Where a smaller rate explains them EVIDENCE nats better, the scale a is
-    fitted together with it. The log odds that a label is right are :math:`c - \mathrm{logit} \rho_g + a m_i`, with c
+    Noise is seldom uniform: many wrong labels are close calls, and at large margins labels contradict the model less
+    often than in :math:`\rho_g` of all cases. Where a smaller rate explains them EVIDENCE nats better, the scale a lies
+    halfway to the one fitted with it. The log odds that a label is right are :math:`c - \mathrm{logit} \rho_g + a m_i`, with c
     such that on average as many labels are wrong as the rates say.
 
     A group's rate comes first from a model of the *other* groups, as a group that is wrong as a whole would convince a
@@ -123,15 +124,11 @@ def trust_labels(
         margins, kept = _average(design, kept, rates[member])
         if len(names) > 1:
             rates = _group_rates(margins, member, noise_rate)
-    scale, lapse = _fit_noise(margins, rates[member])
-    log_odds = _log_odds(scale * margins, rates[member])
+    noise = _fit_noise(margins, rates[member])
+    right = expit(_log_odds(noise.scale * margins, rates[member]))
+    again = likelihood(noise.label_scale * margins, noise.sure)
     called_wrong = _repeat(design, kept[0], rates[member], seed)
-    return Trust(
-        expit(log_odds),
-        dict(zip(map(str, names), rates.tolist(), strict=True)),
-        likelihood(scale * margins, lapse),
-        called_wrong,
-    )
+    return Trust(right, dict(zip(map(str, names), rates.tolist(), strict=True)), again, called_wrong)
 
 
 def _check(differences: np.ndarray, noise_rate: float) -> None:
@@ -234,8 +231,21 @@ def _group_rates(margins: np.ndarray, member: np.ndarray, noise_rate: float) -> 
     return np.where(gain > EVIDENCE, rates, noise_rate)
 
 
-def _fit_noise(margins: np.ndarray, wrong: np.ndarray) -> tuple[float, np.ndarray]:
-    """The scale of the margins and (pairs,) noise rates at large margins, smaller than given only with EVIDENCE."""
+@dataclass(frozen=True)
+class Noise:
+    """`sure` (pairs,): how often labels are wrong at large margins; scales of the margins for truth and for labels."""
+
+    scale: float
+    label_scale: float
+    sure: np.ndarray
+
+
+def _fit_noise(margins: np.ndarray, wrong: np.ndarray) -> Noise:
+    """Uniform noise of the rates given, unless less noise at large margins explains the labels better by EVIDENCE.
+
+    Then labels cannot say how much of what remains is noise in close calls and how much is truth that the margins do
+    not see. The scale for the truth is the geometric mean of what either would make it.
+    """
     chances = logit(wrong.clip(1e-6, 1 - 1e-6))
 
     def loss(point: np.ndarray) -> float:
@@ -244,9 +254,10 @@ def _fit_noise(margins: np.ndarray, wrong: np.ndarray) -> tuple[float, np.ndarra
     given = np.log(_calibrate(margins, wrong))
     start = np.array([[given, 0.0], [given - 0.5, 0.0], [given, -1.0]])
     found = minimize(loss, start[0], method="Nelder-Mead", options={"initial_simplex": start})
-    if loss(np.array([given, 0.0])) - found.fun <= EVIDENCE:
-        return float(np.exp(given)), wrong
-    return float(np.exp(found.x[0])), expit(chances + found.x[1])
+    if loss(start[0]) - found.fun <= EVIDENCE:
+        return Noise(float(np.exp(given)), float(np.exp(given)), wrong)
+    scale = float(np.exp((given + found.x[0]) / 2))
+    return Noise(scale, float(np.exp(found.x[0])), expit(chances + found.x[1]))
 
 
 def _log_odds(margins: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -272,6 +283,5 @@ def _repeat(design: Design, prior: np.ndarray, wrong: np.ndarray, seed: int) -> 
         half = (generator.permutation(len(wrong)) % 2).astype(float)
         weights = fit_strengths(design, prior, wrong, half, weights)
         margins = leave_each_out(design, prior, wrong, half, weights)
-        scale, _ = _fit_noise(margins, wrong)
-        votes += _log_odds(scale * margins, wrong) < 0
+        votes += _log_odds(_fit_noise(margins, wrong).scale * margins, wrong) < 0
     return votes / REPETITIONS
