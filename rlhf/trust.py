@@ -76,8 +76,8 @@ def trust_labels(
 
     Noise is seldom uniform: many wrong labels are close calls, and at large margins labels contradict the model less
     often than in :math:`\rho_g` of all cases. Where a smaller rate explains them EVIDENCE nats better, the scale a lies
-    halfway to the one fitted with it. The log odds that a label is right are :math:`c - \mathrm{logit} \rho_g + a m_i`, with c
-    such that on average as many labels are wrong as the rates say.
+    halfway to the one fitted with it. The log odds that a label is right are
+    :math:`c - \mathrm{logit} \rho_g + a m_i`, with c such that on average as many labels are wrong as the rates say.
 
     A group's rate comes first from a model of the *other* groups, as a group that is wrong as a whole would convince a
     model of its own; then all are fitted together, where the labels of a group that is mostly wrong count as turned
