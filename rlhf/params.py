@@ -278,38 +278,96 @@ class SamplingParams(Section):
     temperature: Temperature
 
 
+class AdaptiveBeta(Section):
+    """β follows the KL: `target` in nats per answer, `horizon` in answers."""
+
+    target: PositiveFloat
+    horizon: PositiveInt
+
+
 class PPOParams(TrainingParams, SamplingParams):
-    """Proximal policy optimisation, one rollout of `batch_size` prompts per step."""
+    """Proximal policy optimisation and its relatives, one rollout of `batch_size` answers per step.
+
+    `advantage` says what an answer is compared with: a critic (`gae`), its group of `group_size` answers (`group`,
+    `leave_one_out`), or nothing (`reward`). The critic's values count only with `gae`. docs/methods/ppo.md has the
+    formulas.
+    """
 
     algorithm: Literal["ppo"]
     steps: PositiveInt
     rewards: RewardMix
-    beta: NonNegativeFloat
-    kl_estimator: Literal["k1", "k2", "k3"]
-    gamma: Share
-    gae_lambda: Share
-    clip_range: Annotated[float, Field(gt=0, lt=1)]
-    value_clip_range: PositiveFloat
-    value_coefficient: NonNegativeFloat
-    entropy_coefficient: NonNegativeFloat
-    critic_learning_rate: LearningRate
-    update_epochs: PositiveInt
-    minibatches: PositiveInt
-    whiten_advantages: bool
+    score_scaling: Literal["none", "whiten", "running"]
     score_clip: PositiveFloat | None
     missing_eos_penalty: NonNegativeFloat
+    mask_truncated: bool
+    beta: NonNegativeFloat
+    adaptive_beta: AdaptiveBeta | None
+    kl_in: Literal["reward", "loss"]
+    kl_estimator: Literal["k1", "k2", "k3", "full"]
+    advantage: Literal["gae", "group", "leave_one_out", "reward"]
+    group_size: PositiveInt
+    gamma: Share
+    gae_lambda: Share
+    whiten_advantages: bool
+    critic: Literal["separate", "shared", "adapter"]
+    critic_learning_rate: LearningRate
+    value_clip_range: PositiveFloat
+    value_coefficient: NonNegativeFloat
+    clip_range: Annotated[float, Field(gt=0, lt=1)]
+    clip_range_high: PositiveFloat | None
+    dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None
+    entropy_coefficient: NonNegativeFloat
+    update_epochs: PositiveInt
+    minibatches: PositiveInt
+    target_kl: PositiveFloat | None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> PPOParams:
+    def _precision_and_adapter_fit(self) -> PPOParams:
         if self.adapter and self.adapter.quantise:
             raise ValueError("ppo does not train over a quantised base model; set adapter.quantise to null")
         if self.precision == "bf16" and self.adapter is None:
             raise ValueError("ppo trains all weights in fp32 only; set precision to fp32, or use an adapter")
+        if self.critic == "adapter" and self.adapter is None:
+            raise ValueError("critic is 'adapter' but adapter is null; give an adapter, or set critic to shared")
+        if self.critic == "adapter" and self.gradient_checkpointing:
+            raise ValueError(
+                "critic is 'adapter' but gradient_checkpointing would recompute one adapter's states under the "
+                "other; set gradient_checkpointing to false, or critic to separate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> PPOParams:
         if self.batch_size % (self.minibatches * self.gradient_accumulation_steps):
             raise ValueError(
                 f"batch_size {self.batch_size} is not divisible by minibatches × gradient_accumulation_steps "
                 f"= {self.minibatches} × {self.gradient_accumulation_steps}; change one of the three"
             )
+        if self.batch_size % self.group_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by group_size {self.group_size}; change one of the two"
+            )
+        if self.advantage in ("group", "leave_one_out") and self.group_size == 1:
+            raise ValueError(
+                f"advantage is {self.advantage!r}, which compares the answers to one prompt, but group_size is 1; "
+                "raise group_size"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _leash_holds(self) -> PPOParams:
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and self.beta:
+            raise ValueError(
+                "kl_estimator is 'k1' but its gradient in the loss is zero on average; "
+                "set kl_estimator to k2, k3 or full, or kl_in to reward"
+            )
+        if self.kl_in == "reward" and self.advantage == "group" and self.beta:
+            raise ValueError(
+                "kl_in is 'reward' but advantage 'group' divides by the group's deviation, which blows the KL up where "
+                "scores are equal; set kl_in to loss, or advantage to leave_one_out"
+            )
+        if self.adaptive_beta and not self.beta:
+            raise ValueError("beta is 0 but adaptive_beta multiplies it; give beta its first value, such as 0.05")
         return self
 
 

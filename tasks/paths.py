@@ -52,6 +52,10 @@ class Paths:
     def model(self, stage: str, name: str | None = None) -> Path:
         return self.root / "models" / stage / (name or "")
 
+    def checkpoints(self, stage: str, name: str) -> Path:
+        """Outside DVC's outputs, which DVC removes before it runs a stage again."""
+        return self.state / "checkpoints" / stage / name
+
     def report(self, stage: str, name: str | None = None) -> Path:
         return self.root / "reports" / stage / (name or "")
 

@@ -7,12 +7,19 @@ import pytest
 import torch
 
 from rlhf.curves import CurveRecorder, no_log
+from rlhf.data.formats import training_rows
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer, save_model
 from rlhf.params import AdapterParams
 from rlhf.params_file import load_params
 from rlhf.policies import ppo as algorithm
 from rlhf.policies import train_policy
+from rlhf.policies.actors import Batch, load_models, response_logits
+from rlhf.policies.advantages import Adaptive, estimate, settle_scores
+from rlhf.policies.objectives import token_log_probs
+from rlhf.policies.rollout import judge, prompt_batches, roll_out
+from rlhf.policies.updates import Optimiser
+from rlhf.scoring import Reward
 from rlhf.training import finished_policy
 from tests.tiny import share_of_letters
 
@@ -27,12 +34,24 @@ def params():
     )
 
 
-def roll_out(params, policy_files, seed=0):
+def start(params, policy_files, seed=0):
+    """Models, tokenizer and a first rollout."""
     torch.manual_seed(seed)
-    models = algorithm.load_models(params, policy_files)
+    models = load_models(params, policy_files)
     tokenizer = load_tokenizer(policy_files.sft)
-    rows = next(algorithm.prompt_batches(algorithm.training_rows(policy_files.prompts), params.batch_size, 0))
-    return models, tokenizer, algorithm.roll_out(params, models, tokenizer, rows)
+    rows = next(prompt_batches(training_rows(policy_files.prompts), params.batch_size, params.group_size, 0))
+    return models, tokenizer, roll_out(params, models, tokenizer, rows)
+
+
+def learn(params, models, rollout):
+    """One rollout's updates towards scores from −1 to 1."""
+    torch.manual_seed(3)
+    experience = estimate(params, rollout, torch.linspace(-1, 1, len(rollout.rows)), params.beta)
+    return Optimiser(params, models).update(rollout, experience, params.beta)
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def test_training_moves_every_parameter_and_logs_finite_figures(params, policy_files):
@@ -53,27 +72,27 @@ def test_the_same_seed_gives_the_same_bytes(params, policy_files, tmp_path):
 
 
 def test_at_the_start_policy_and_reference_agree_and_the_critic_says_zero(params, policy_files):
-    _, _, rollout = roll_out(params, policy_files)
+    _, _, rollout = start(params, policy_files)
     torch.testing.assert_close(rollout.log_probs, rollout.reference_log_probs)
     assert not (rollout.values * rollout.batch.mask).any()
 
 
 def test_log_probs_do_not_depend_on_padding_or_neighbours(params, policy_files):
-    models, tokenizer, rollout = roll_out(params, policy_files)
+    models, tokenizer, rollout = start(params, policy_files)
     for index in range(3):
         width = int(rollout.batch.mask[index].sum())
         prompt = rollout.batch.attention[index, : rollout.batch.prompt_length].bool()
         tokens = torch.cat(
             [rollout.batch.tokens[index, : rollout.batch.prompt_length][prompt], rollout.batch.responses[index, :width]]
         )
-        alone = algorithm.Batch(tokens[None], torch.ones_like(tokens)[None], int(prompt.sum()))
-        logits = algorithm.response_logits(models.policy, alone)
-        expected = algorithm.token_log_probs(logits, alone.responses, params.temperature)[0]
+        alone = Batch(tokens[None], torch.ones_like(tokens)[None], int(prompt.sum()))
+        logits = response_logits(models.policy, alone)
+        expected = token_log_probs(logits, alone.responses, params.temperature)[0]
         torch.testing.assert_close(rollout.log_probs[index, :width], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_response_reaches_to_its_first_end_token(params, policy_files):
-    _, tokenizer, rollout = roll_out(
+    _, tokenizer, rollout = start(
         params.model_copy(update={"max_new_tokens": 60, "temperature": 5.0, "batch_size": 64}), policy_files
     )
     assert rollout.ended.any() and not rollout.ended.all()
@@ -91,44 +110,40 @@ def test_accumulation_gives_the_gradient_of_the_whole_minibatch(params, policy_f
         section = params.model_copy(
             update={"minibatches": 1, "update_epochs": 1, "gradient_accumulation_steps": accumulation}
         )
-        models, tokenizer, rollout = roll_out(section, policy_files)
-        torch.manual_seed(3)
-        experience = algorithm.estimate(section, rollout, torch.linspace(-1, 1, 8))
-        algorithm.Optimiser(section, models).update(rollout, experience)
-        ends.append(torch.cat([p.detach().flatten() for p in models.policy.parameters()]))
+        models, tokenizer, rollout = start(section, policy_files)
+        learn(section, models, rollout)
+        ends.append(weights(models.policy))
     torch.testing.assert_close(ends[0], ends[1], atol=2e-5, rtol=0)
 
 
 def test_updates_per_rollout_are_epochs_times_minibatches(params, policy_files, monkeypatch):
     steps = []
-    monkeypatch.setattr(
-        algorithm.Optimiser, "_step", lambda self, rollout, experience, index: steps.append(len(index)) or {"x": 0.0}
-    )
+    monkeypatch.setattr(Optimiser, "_step", lambda self: steps.append(1) or {"x": 0.0})
     section = params.model_copy(update={"update_epochs": 4, "minibatches": 4, "gradient_accumulation_steps": 2})
-    models, _, rollout = roll_out(section, policy_files)
-    algorithm.Optimiser(section, models).update(rollout, algorithm.estimate(section, rollout, torch.zeros(8)))
-    assert steps == [2] * 16
+    models, _, rollout = start(section, policy_files)
+    learn(section, models, rollout)
+    assert len(steps) == 16
 
 
 def test_every_prompt_comes_before_any_comes_again():
-    batches = algorithm.prompt_batches([{"prompt": str(index)} for index in range(10)], 4, 0)
+    batches = prompt_batches([{"prompt": str(index)} for index in range(10)], 4, 1, 0)
     seen = [row["prompt"] for batch in islice(batches, 5) for row in batch]
     assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(str(index) for index in range(10))
 
 
 def test_an_unended_answer_is_penalised_and_scores_are_clipped(params, policy_files):
     section = params.model_copy(update={"missing_eos_penalty": 3.0, "score_clip": 0.25})
-    _, tokenizer, rollout = roll_out(section, policy_files)
-    rollout.ended[:] = torch.tensor([True, False] * 4)
-    reward = algorithm.Reward("ten", lambda prompts, completions, **columns: [10.0] * len(prompts), 1.0)
-    scores, figures = algorithm.score(section, rollout, tokenizer, [reward])
+    _, tokenizer, rollout = start(section, policy_files)
+    reward = Reward("ten", lambda prompts, completions, **columns: [10.0] * len(prompts), 1.0)
+    raw, figures = judge(rollout, tokenizer, [reward])
+    scores = settle_scores(section, raw, torch.tensor([True, False] * 4), Adaptive(section.beta))
     assert scores.tolist() == pytest.approx([0.25, -2.75] * 4)
     assert figures == {"rewards/ten": 10.0}
 
 
 def test_the_policy_learns_what_is_rewarded(params, policy_files, monkeypatch):
     """A reward for small Latin letters: after a few rollouts most of what the policy writes are such letters."""
-    reward = algorithm.Reward("letters", share_of_letters, 1.0)
+    reward = Reward("letters", share_of_letters, 1.0)
     monkeypatch.setattr(algorithm, "build_rewards", lambda *_: [reward])
     section = params.model_copy(
         update={
@@ -149,17 +164,13 @@ def test_the_policy_learns_what_is_rewarded(params, policy_files, monkeypatch):
 def test_with_an_adapter_the_reference_is_the_base_and_the_saved_model_is_merged(params, policy_files):
     adapter = AdapterParams(rank=2, alpha=4, dropout=0.0, target_modules="all-linear", quantise=None)
     section = params.model_copy(update={"adapter": adapter, "learning_rate": 0.01})
-    models, tokenizer, rollout = roll_out(section, policy_files)
+    models, tokenizer, rollout = start(section, policy_files)
     assert models.reference is None
-    experience = algorithm.estimate(section, rollout, torch.linspace(-1, 1, 8))
-    algorithm.Optimiser(section, models).update(rollout, experience)
+    learn(section, models, rollout)
     with torch.no_grad():
-        after = algorithm.token_log_probs(
-            models.reference_logits(rollout.batch), rollout.batch.responses, section.temperature
-        )
-        moved = algorithm.token_log_probs(
-            algorithm.response_logits(models.policy, rollout.batch), rollout.batch.responses, section.temperature
-        )
+        after = token_log_probs(models.reference_logits(rollout.batch), rollout.batch.responses, section.temperature)
+        logits = response_logits(models.policy, rollout.batch)
+        moved = token_log_probs(logits, rollout.batch.responses, section.temperature)
     torch.testing.assert_close(after, rollout.reference_log_probs)
     assert not torch.allclose(moved, rollout.log_probs)
     merged = finished_policy(models.policy, section, policy_files.sft, tokenizer)
@@ -168,7 +179,7 @@ def test_with_an_adapter_the_reference_is_the_base_and_the_saved_model_is_merged
 
 @pytest.mark.parametrize("values", [[None] * 8, [float("nan")] * 8, [1.0] * 7])
 def test_a_broken_reward_ends_in_a_sentence(params, policy_files, monkeypatch, values):
-    reward = algorithm.Reward("broken", lambda prompts, completions, **columns: values, 1.0)
+    reward = Reward("broken", lambda prompts, completions, **columns: values, 1.0)
     monkeypatch.setattr(algorithm, "build_rewards", lambda *_: [reward])
     with pytest.raises(UserError, match="broken"):
         train_policy(params, policy_files, 0, no_log)
