@@ -19,9 +19,6 @@ logger = logging.getLogger(__name__)
 KEPT = 2
 """So many checkpoints stay, lest the newest turn out to be unreadable."""
 
-COST = 0.05
-"""At most this share of the time goes into writing checkpoints."""
-
 
 def training_key(section: Section, seed: int, inputs: Sequence[Path]) -> str:
     """What a training is: the hash of its params, its seed, torch's version and the bytes of all its inputs.
@@ -42,11 +39,15 @@ def training_key(section: Section, seed: int, inputs: Sequence[Path]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one training in a folder of their own, at least `seconds` apart."""
+    """The checkpoints of one training in a folder of their own.
 
-    def __init__(self, folder: Path, seconds: float) -> None:
+    They are written at least `seconds` apart, and further where writing would take more than `share` of the time.
+    """
+
+    def __init__(self, folder: Path, seconds: float, share: float) -> None:
         self._root = folder
         self._seconds = seconds
+        self._share = share
         self._folder = folder
         self._due = 0.0
 
@@ -59,7 +60,7 @@ class Checkpoints:
         if self._root.is_dir():
             for other in self._root.iterdir():
                 if other != self._folder:
-                    logger.warning("checkpoints in %s are of other params, seed or data: starting afresh", other)
+                    logger.info("checkpoints in %s are of other params, seed or data: starting afresh", other)
                     shutil.rmtree(other)
         for path in reversed(self._written()):
             try:
@@ -67,7 +68,7 @@ class Checkpoints:
             except (OSError, RuntimeError, EOFError, ValueError) as error:
                 logger.warning("checkpoint %s is unreadable (%s) and is passed over", path, type(error).__name__)
                 continue
-            logger.warning("going on from %s", path)
+            logger.info("going on from %s", path)
             return state
         return None
 
@@ -80,7 +81,7 @@ class Checkpoints:
         for path in self._written()[:-KEPT]:
             path.unlink()
         finished = time.monotonic()
-        self._due = finished + max(self._seconds, (finished - started) / COST)
+        self._due = finished + max(self._seconds, (finished - started) / self._share)
 
     def clear(self) -> None:
         """Remove them all: the training has ended well and its results are saved."""
@@ -114,7 +115,8 @@ def random_state() -> dict[str, Any]:
     import numpy
     import torch
 
-    kind, keys, *rest = numpy.random.get_state(legacy=True)
+    state: Any = numpy.random.get_state(legacy=True)
+    kind, keys, *rest = state
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype("int64")), *rest),

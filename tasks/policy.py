@@ -9,8 +9,8 @@ from rlhf.params import Params
 from rlhf.policies import PolicyFiles, train_policy
 from tasks.paths import Paths
 
-SECONDS_BETWEEN_CHECKPOINTS = 60
-"""What a stop may cost; no param, as it changes no model."""
+CHECKPOINTS = {"seconds": 60.0, "share": 0.05}
+"""How often: so much may a stop cost, or the writing. No param, as it changes no model."""
 
 
 def run(params: Params, paths: Paths, log: Log, name: str) -> None:
@@ -26,7 +26,7 @@ def run(params: Params, paths: Paths, log: Log, name: str) -> None:
         preferences=paths.rows("preferences", "train"),
     )
     curves = CurveRecorder(log)
-    checkpoints = Checkpoints(paths.checkpoints("policy", name), SECONDS_BETWEEN_CHECKPOINTS)
+    checkpoints = Checkpoints(paths.checkpoints("policy", name), **CHECKPOINTS)
     model = train_policy(params.policies[name], files, params.seed, curves, checkpoints)
     save_model(model, load_tokenizer(files.sft), paths.model("policy", name))
     curves.write(paths.report("policy", name) / "curves.csv")
