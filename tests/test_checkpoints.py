@@ -111,7 +111,7 @@ def test_other_params_seeds_and_data_start_afresh(params, policy_files, tmp_path
         train(params, policy_files, always(tmp_path / "state"), tmp_path / "stopped", stop_at_four)
     key = training_key(params, 5, [policy_files.sft, policy_files.prompts, policy_files.reward])
     other = tmp_path / "prompts.jsonl"
-    other.write_bytes(policy_files.prompts.read_bytes() + b"\n")
+    other.write_bytes(policy_files.prompts.read_bytes().replace(b"a", b"b", 1))
     for different in (
         training_key(params.model_copy(update={"beta": 0.06}), 5, [policy_files.sft, policy_files.prompts]),
         training_key(params, 6, [policy_files.sft, policy_files.prompts, policy_files.reward]),

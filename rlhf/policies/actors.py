@@ -110,12 +110,6 @@ class Models:
         with self._switching_adapters(), self.policy.disable_adapter():
             return response_logits(self.policy, batch)
 
-    def finish(self) -> Any:
-        """The policy alone, without what only the critic needed."""
-        if self._second_adapter:
-            self.policy.delete_adapter(CRITIC)
-        return self.policy
-
     @property
     def _second_adapter(self) -> bool:
         return isinstance(self.critic, ValueHead) and self.critic.adapter is not None

@@ -61,7 +61,7 @@ def train_ppo(
         training.curves(figures, step)
         if checkpoints:
             checkpoints.offer(step, training.state)
-    return finished_policy(models.finish(), params, files.sft, tokenizer)
+    return finished_policy(models.policy, params, files.sft, tokenizer)
 
 
 def inputs(params: PPOParams, files: PolicyFiles) -> list[Any]:
