@@ -1,4 +1,4 @@
-"""Rows as token ids: what a policy is trained on, and what a reward model reads."""
+"""Rows as token ids: what a policy is trained on and continues, and what a reward model reads."""
 
 from __future__ import annotations
 
@@ -30,13 +30,18 @@ def encode_demonstration(tokenizer: Any, row: Row, max_length: int) -> Demonstra
     The loss starts at the first token that differs from those of the prompt alone: where the last token of the
     prompt merges with the first of the completion, the merged one counts as completion.
     """
-    prompt_ids = _tokenize(tokenizer, row["prompt"], render_prompt(tokenizer, row["prompt"]))
+    prompt_ids = encode_prompt(tokenizer, row["prompt"])
     ids = encode_answer(tokenizer, row["prompt"], row["completion"])
     start = 0
     while start < min(len(prompt_ids), len(ids)) and prompt_ids[start] == ids[start]:
         start += 1
     labels = [IGNORED] * start + ids[start:]
     return Demonstration(ids[:max_length], labels[:max_length], len(ids) > max_length)
+
+
+def encode_prompt(tokenizer: Any, prompt: Any) -> list[int]:
+    """The ids a policy continues; `prompt` is a text or a list of messages."""
+    return _tokenize(tokenizer, prompt, render_prompt(tokenizer, prompt))
 
 
 def encode_answer(tokenizer: Any, prompt: Any, answer: Any) -> list[int]:
@@ -47,7 +52,7 @@ def encode_answer(tokenizer: Any, prompt: Any, answer: Any) -> list[int]:
     ids = _tokenize(tokenizer, prompt, _render(tokenizer, prompt, answer))
     last_turn = ids[-1:]
     if is_conversational(prompt):  # a template may write a line break after the end token
-        last_turn = ids[len(_tokenize(tokenizer, prompt, render_prompt(tokenizer, prompt))) :]
+        last_turn = ids[len(encode_prompt(tokenizer, prompt)) :]
     return ids if tokenizer.eos_token_id in last_turn else [*ids, tokenizer.eos_token_id]
 
 

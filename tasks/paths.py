@@ -61,6 +61,10 @@ class Paths:
         folder = self.model("sft") if name == "sft" else self.root / name
         return folder if name == "sft" or folder.exists() else name
 
+    def checkpoints(self, stage: str, name: str) -> Path:
+        """Outside DVC's outputs, which DVC removes before it runs a stage again."""
+        return self.state / "checkpoints" / stage / name
+
     def report(self, stage: str, name: str | None = None) -> Path:
         return self.root / "reports" / stage / (name or "")
 

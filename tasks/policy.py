@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from rlhf.checkpoints import Checkpoints
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.errors import UserError
 from rlhf.params import Params
 from rlhf.policies import PolicyFiles, train_policy
 from tasks.paths import Paths
+
+CHECKPOINTS = {"seconds": 60.0, "share": 0.05}
+"""How often: so much may a stop cost, or the writing. No param, as it changes no model."""
 
 
 def run(params: Params, paths: Paths, log: Log, name: str) -> None:
@@ -22,7 +26,9 @@ def run(params: Params, paths: Paths, log: Log, name: str) -> None:
         preferences=paths.rows("preferences", "train"),
     )
     curves = CurveRecorder(log)
-    model = train_policy(params.policies[name], files, params.seed, curves)
+    checkpoints = Checkpoints(paths.checkpoints("policy", name), **CHECKPOINTS)
+    model = train_policy(params.policies[name], files, params.seed, curves, checkpoints)
     save_model(model, load_tokenizer(files.sft), paths.model("policy", name))
     curves.write(paths.report("policy", name) / "curves.csv")
     write_json(paths.metrics("policy", name), curves.rows[max(curves.rows)])
+    checkpoints.clear()

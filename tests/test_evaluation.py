@@ -13,9 +13,10 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from rlhf.curves import no_log
 from rlhf.data.formats import read_rows, write_rows
+from rlhf.encoding import encode_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison import QUANTILE, compare, estimate_mean, estimate_share, score_interval
-from rlhf.evaluation.generation import Completion, Decoding, GumbelNoise, encode_prompt, generate
+from rlhf.evaluation.generation import Completion, Decoding, GumbelNoise, generate
 from rlhf.evaluation.kl import completion_log_probs, kl_per_answer, kl_to_reference
 from rlhf.evaluation.report import draw_frontier, rank_prompts
 from rlhf.evaluation.yardstick import Measured

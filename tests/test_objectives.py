@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.policies.objectives import (
+    adapted_beta,
     clipped_policy_loss,
     clipped_value_loss,
     entropy,
+    exact_kl,
     generalised_advantages,
+    group_advantages,
     kl_estimate,
+    leave_one_out_advantages,
     masked_mean,
     token_log_probs,
     token_rewards,
@@ -52,18 +56,81 @@ def test_padding_does_not_move_advantages(length, padding, gamma, gae_lambda):
 
 def test_policy_loss_by_hand():
     """Ratios (1.5, .5) with A = (1, −1), ε = .2: min(1.5, 1.2) = 1.2 and min(−.5, −.8) = −.8; mean .2, negated."""
-    log_probs = torch.tensor([[math.log(1.5), math.log(0.5)]])
-    loss = clipped_policy_loss(log_probs, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), 0.2)
+    log_ratio = torch.tensor([[math.log(1.5), math.log(0.5)]])
+    loss = clipped_policy_loss(log_ratio, torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), (0.2, 0.2), None)
     assert loss.item() == pytest.approx(-0.2)
 
 
+def test_a_higher_clip_lets_good_tokens_rise_further():
+    """Ratio 1.5, A = 1: ε_high = .4 gives 1.4 where .2 gives 1.2; with A = −1 the upper clip never counts."""
+    log_ratio = torch.tensor([[math.log(1.5)]])
+    for advantage, high, expected in [(1.0, 0.2, 1.2), (1.0, 0.4, 1.4), (-1.0, 0.2, -1.5), (-1.0, 0.4, -1.5)]:
+        loss = clipped_policy_loss(log_ratio, torch.tensor([[advantage]]), torch.ones(1, 1), (0.2, high), None)
+        assert loss.item() == pytest.approx(-expected)
+
+
+def test_the_dual_clip_bounds_what_a_bad_token_costs():
+    """Ratio 10, A = −1: −10 without, −3 with c = 3, and no gradient beyond; a good token is as without."""
+    log_ratio = torch.tensor([[math.log(10.0), math.log(2.0), math.log(10.0)]], requires_grad=True)
+    advantages = torch.tensor([[-1.0, -1.0, 1.0]])
+    loss = clipped_policy_loss(log_ratio, advantages, ONES, (0.2, 0.2), 3.0)
+    loss.backward()
+    assert loss.item() == pytest.approx((3 + 2 - 1.2) / 3)
+    assert log_ratio.grad is not None
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([[0.0, 2 / 3, 0.0]]))
+
+
+def test_group_advantages_by_hand():
+    """Scores (1, 2, 3) and (5, 5, 5): deviations 1 and 0, so (−1, 0, 1) but for 10⁻⁴, and nothing."""
+    advantages = group_advantages(torch.tensor([1.0, 2.0, 3.0, 5.0, 5.0, 5.0]), 3)
+    torch.testing.assert_close(advantages, torch.tensor([-1.0, 0.0, 1.0, 0.0, 0.0, 0.0]), atol=2e-4, rtol=0)
+
+
+def test_leave_one_out_by_hand():
+    """Scores (1, 2, 6): 1 − 4, 2 − 3.5 and 6 − 1.5."""
+    advantages = leave_one_out_advantages(torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0]), 3)
+    torch.testing.assert_close(advantages, torch.tensor([-3.0, -1.5, 4.5, -1.5, -1.5, 3.0]))
+
+
+def test_beta_follows_the_kl():
+    """KL 10 % above its target moves β up by .1 · share; far off, by .2 · share and no more; on target, not at all."""
+    assert adapted_beta(0.5, 6.6, 6.0, 0.1) == pytest.approx(0.5 * 1.01)
+    assert adapted_beta(0.5, 60.0, 6.0, 0.1) == pytest.approx(0.5 * 1.02)
+    assert adapted_beta(0.5, -1.0, 6.0, 0.1) == pytest.approx(0.5 * 0.98)
+    assert adapted_beta(0.5, 6.0, 6.0, 0.1) == 0.5
+
+
+def test_the_exact_divergence_is_what_k1_comes_to_on_average():
+    generator = torch.Generator().manual_seed(1)
+    logits, reference = torch.randn(2, 3, 7, generator=generator), torch.randn(2, 3, 7, generator=generator)
+    p, q = (logits / 0.7).log_softmax(-1), (reference / 0.7).log_softmax(-1)
+    torch.testing.assert_close(exact_kl(logits, reference, 0.7), (p.exp() * kl_estimate(p, q, "k1")).sum(-1))
+
+
+def test_the_gradient_of_k1_in_a_loss_vanishes_and_that_of_k2_is_the_divergence_s():
+    """Why k1 is refused in the loss: over samples of π, E ∇d = E ∇ log π = 0, but E ∇(d²/2) = ∇ KL."""
+    logits, reference = torch.tensor([0.3, -0.2, 1.0], requires_grad=True), torch.tensor([1.0, 0.5, -0.5])
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, logits)[0]
+
+    def sampled(estimator):
+        log_probs = logits.log_softmax(-1)
+        return (log_probs.detach().exp() * kl_estimate(log_probs, reference.log_softmax(-1), estimator)).sum()
+
+    exact = gradient(exact_kl(logits, reference, 1.0))
+    torch.testing.assert_close(gradient(sampled("k1")), torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(gradient(sampled("k2")), exact)
+    assert exact.abs().max() > 0.1
+
+
 def test_padding_cannot_overflow_the_ratio():
-    log_probs = torch.tensor([[0.0, 1e4]], requires_grad=True)
-    loss = clipped_policy_loss(log_probs, torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([[1.0, 0.0]]), 0.2)
+    log_ratio = torch.tensor([[0.0, 1e4]], requires_grad=True)
+    loss = clipped_policy_loss(log_ratio, torch.ones(1, 2), torch.tensor([[1.0, 0.0]]), (0.2, 0.2), None)
     loss.backward()
     assert loss.item() == pytest.approx(-1.0)
-    assert log_probs.grad is not None
-    assert log_probs.grad.isfinite().all()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad.isfinite().all()
 
 
 def test_value_loss_by_hand():

@@ -8,11 +8,12 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from rlhf.errors import UserError
-from rlhf.params import RewardParams
+from rlhf.params import PPOParams, RewardParams
 from rlhf.params_file import load_params
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+ADAPTER = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear", "quantise": None}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -70,6 +71,17 @@ def edited(tmp_path):
         ("policies.dpo.algorithm", "dpoo", r"policies\.dpo.*dpoo"),
         ("policies.ppo.batch_size", 33, r"policies\.ppo: batch_size 33 is not divisible by minibatches"),
         ("policies.ppo.precision", "bf16", r"policies\.ppo: ppo trains all weights in fp32 only; set precision"),
+        ("policies.ppo.advantage", "group", r"advantage is 'group'.* but group_size is 1; raise group_size"),
+        ("policies.ppo.group_size", 7, r"batch_size 128 is not divisible by group_size 7"),
+        ("policies.ppo.kl_in", "loss", r"kl_estimator is 'k1' but its gradient in the loss is zero on average"),
+        ("policies.ppo.critic", "adapter", r"critic is 'adapter' but adapter is null"),
+        ("policies.ppo.adaptive_beta", {"target": 6.0, "horizon": 0}, r"adaptive_beta\.horizon is 0"),
+        ("policies.ppo.beta", -0.1, r"policies\.ppo\.beta is -0\.1"),
+        ("policies.ppo.gamma", 1.5, r"policies\.ppo\.gamma is 1\.5"),
+        ("policies.ppo.gae_lambda", -1.0, r"policies\.ppo\.gae_lambda is -1"),
+        ("policies.ppo.clip_range", 0.0, r"policies\.ppo\.clip_range is 0"),
+        ("policies.ppo.clip_range_high", -0.2, r"policies\.ppo\.clip_range_high is -0\.2"),
+        ("policies.ppo.dual_clip", 1.0, r"policies\.ppo\.dual_clip is 1"),
         ("policies.grpo.group_size", 1, r"policies\.grpo\.group_size is 1"),
         ("policies.grpo.group_size", 7, r"not divisible by group_size 7"),
         ("policies.ppo.rewards", {}, r"policies\.ppo\.rewards: no reward is named"),
@@ -111,6 +123,26 @@ def test_a_frozen_model_takes_nothing_that_trains_its_body(change):
     RewardParams(**raw["reward"] | {"frozen": True})
     with pytest.raises(ValidationError, match="frozen trains a score head alone, in fp32; set adapter to null"):
         RewardParams(**raw["reward"] | change | {"frozen": True})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"group_size": 4, "advantage": "group"}, r"kl_in is 'reward' but advantage 'group' divides"),
+        (
+            {"beta": 0.0, "adaptive_beta": {"target": 6.0, "horizon": 1000}},
+            r"beta is 0 but adaptive_beta multiplies it",
+        ),
+        (
+            {"critic": "adapter", "adapter": ADAPTER, "gradient_checkpointing": True},
+            r"gradient_checkpointing would recompute",
+        ),
+    ],
+)
+def test_values_of_ppo_that_do_not_fit_together_are_refused(changes, sentence):
+    section = load_params(ROOT / "params.yaml").policies["ppo"]
+    with pytest.raises(ValidationError, match=sentence):
+        PPOParams.model_validate(section.model_dump(exclude_unset=True) | changes)
 
 
 @pytest.mark.parametrize("dotted", ["sft.learning_rate", "policies.ppo.beta", "seed", "prepare.world.noise"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from rlhf.data.formats import is_conversational, render_prompt
+from rlhf.encoding import encode_prompt
 from rlhf.models import own_generation_habits_off
 
 
@@ -31,12 +31,6 @@ class Decoding:
     temperature: float
     batch_size: int
     seed: int
-
-
-def encode_prompt(tokenizer: Any, prompt: Any) -> list[int]:
-    """The ids a policy continues; `prompt` is a text or a list of messages."""
-    # A chat template writes the special tokens itself; the tokenizer would double the first.
-    return tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=not is_conversational(prompt))["input_ids"]
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[Any], decoding: Decoding) -> list[Completion]:

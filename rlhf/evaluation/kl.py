@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.policies.objectives import kl_estimate, token_log_probs
-
-MAX_LOGITS = 2**24
-"""At most so many logits stand in one batch: 64 MiB in float32, however large batch and vocabulary are."""
+from rlhf.policies.objectives import MAX_LOGITS, kl_estimate, token_log_probs
 
 Sequences = Sequence[tuple[list[int], list[int]]]
 """Token ids of prompts and of their completions."""

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rlhf.audit import FLIPPED
 from rlhf.data.formats import Row, read_rows, without_truth
-from rlhf.encoding import encode_answer
+from rlhf.encoding import encode_answer, encode_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison import Estimate, compare, estimate_mean, estimate_share
-from rlhf.evaluation.generation import Completion, Decoding, encode_prompt, generate
+from rlhf.evaluation.generation import Completion, Decoding, generate
 from rlhf.evaluation.kl import completion_log_probs, kl_per_answer
 from rlhf.models import load_causal, load_tokenizer, set_determinism
 from rlhf.params import EvaluateParams

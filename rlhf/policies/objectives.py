@@ -1,13 +1,18 @@
 """The mathematics of policy gradients as pure functions of tensors; masks are 1 on response tokens, 0 elsewhere.
 
-Symbols: log π is the policy's log-probability of a sampled token, r a reward, V a value, A an advantage. All
-tensors are (batch, tokens) unless stated.
+Symbols: log π is the policy's log-probability of a sampled token, ρ the ratio π/π_old, r a reward, V a value, A an
+advantage. All tensors are (batch, tokens) unless stated.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+MAX_LOGITS = 2**24
+"""At most so many logits stand in one batch that is only read: 64 MiB in float32, whatever batch and vocabulary."""
+
+# means --------------------------------------------------------------------------------------------
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -22,6 +27,9 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     return centred * torch.rsqrt(variance + 1e-8) * mask
 
 
+# distributions ------------------------------------------------------------------------------------
+
+
 def token_log_probs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """The log π of `tokens` under `logits` (batch, tokens, vocabulary) that were sampled at `temperature`."""
     scaled = logits.float() / temperature
@@ -32,6 +40,13 @@ def entropy(logits: Tensor, temperature: float) -> Tensor:
     """The entropy in nats of each next-token distribution, from `logits` (batch, tokens, vocabulary)."""
     log_probs = (logits.float() / temperature).log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def exact_kl(logits: Tensor, reference_logits: Tensor, temperature: float) -> Tensor:
+    """KL(π ‖ π_ref) in nats of each next-token distribution, summed over the vocabulary; logits as in `entropy`."""
+    log_probs = (logits.float() / temperature).log_softmax(-1)
+    reference_log_probs = (reference_logits.float() / temperature).log_softmax(-1)
+    return (log_probs.exp() * (log_probs - reference_log_probs)).sum(-1)
 
 
 def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor, estimator: str) -> Tensor:
@@ -46,6 +61,28 @@ def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor, estimator: str) 
     if estimator == "k2":
         return difference.square() / 2
     return torch.exp(-difference) - 1 + difference
+
+
+# rewards ------------------------------------------------------------------------------------------
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """−β·KL on every response token, plus the answer's score (batch,) on its last one."""
+    rewards = -beta * kl * mask
+    last = mask.sum(1).long().clamp_min(1) - 1
+    rewards[torch.arange(len(rewards)), last] += scores
+    return rewards
+
+
+def adapted_beta(beta: float, kl: float, target: float, share: float) -> float:
+    """β · (1 + clip(KL/target − 1, ±0.2) · share), KL and target in nats per answer.
+
+    `share` is the answers seen since the last change over the horizon. Source: Ziegler et al., arXiv 1909.08593, 2.2.
+    """
+    return beta * (1 + min(max(kl / target - 1, -0.2), 0.2) * share)
+
+
+# advantages ---------------------------------------------------------------------------------------
 
 
 def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
@@ -65,17 +102,37 @@ def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma:
     return advantages
 
 
-def clipped_policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float
-) -> Tensor:
-    """−min(ρA, clip(ρ, 1 − ε, 1 + ε)A), meant over response tokens. Source: Schulman et al., arXiv 1707.06347, eq. 7.
+def group_advantages(returns: Tensor, size: int) -> Tensor:
+    """(R − mean)/(std + 10⁻⁴) over each `size` answers in a row: (batch,). Source: Shao et al., arXiv 2402.03300.
 
-    The log-ratio is masked before it is exponentiated: padding may hold anything.
+    The deviation is that of a sample (n − 1), and the 10⁻⁴ is TRL's.
     """
-    ratio = torch.exp((log_probs - old_log_probs) * mask)
-    unclipped = ratio * advantages
-    clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
-    return -masked_mean(torch.minimum(unclipped, clipped), mask)
+    groups = returns.view(-1, size)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def leave_one_out_advantages(returns: Tensor, size: int) -> Tensor:
+    """R minus the mean of the group's other answers: (batch,). Source: Ahmadian et al., arXiv 2402.14740."""
+    groups = returns.view(-1, size)
+    return ((groups - groups.mean(1, keepdim=True)) * size / (size - 1)).flatten()
+
+
+# losses -------------------------------------------------------------------------------------------
+
+
+def clipped_policy_loss(
+    log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip: tuple[float, float], dual_clip: float | None
+) -> Tensor:
+    """−min(ρA, clip(ρ, 1 − ε, 1 + ε_high)A), meant over response tokens. Schulman et al., arXiv 1707.06347, eq. 7.
+
+    `clip` is (ε, ε_high). `dual_clip` c keeps the term of a negative advantage above cA, however large ρ is (Ye et al.,
+    arXiv 1912.09729, eq. 3). The log-ratio is masked before it is exponentiated: padding may hold anything.
+    """
+    ratio = torch.exp(log_ratio * mask)
+    gain = torch.minimum(ratio * advantages, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantages)
+    if dual_clip is not None:
+        gain = torch.where(advantages < 0, torch.maximum(gain, dual_clip * advantages), gain)
+    return -masked_mean(gain, mask)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
@@ -83,11 +140,3 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask
     near = old_values + (values - old_values).clamp(-clip, clip)
     worse = torch.maximum((values - returns).square(), (near - returns).square())
     return 0.5 * masked_mean(worse, mask)
-
-
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """−β·KL on every response token, plus the answer's score (batch,) on its last one."""
-    rewards = -beta * kl * mask
-    last = mask.sum(1).long().clamp_min(1) - 1
-    rewards[torch.arange(len(rewards)), last] += scores
-    return rewards

@@ -1,0 +1,139 @@
+"""Types and bounds of every value in `params.yaml`; the values themselves stand in that file alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.params.data import (
+    DataParams,
+    FileSource,
+    HubSource,
+    NoiseParams,
+    PrepareParams,
+    PretrainingParams,
+    Source,
+    ValidateParams,
+    WorldParams,
+    WorldSource,
+)
+from rlhf.params.fields import (
+    Key,
+    LearningRate,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+    Temperature,
+)
+from rlhf.params.policies import (
+    AdaptiveBeta,
+    DPOParams,
+    GRPOParams,
+    LanguageReward,
+    LengthReward,
+    PolicyParams,
+    PPOParams,
+    RewardMix,
+    SamplingParams,
+    Weight,
+)
+from rlhf.params.training import (
+    AdapterParams,
+    EmbedParams,
+    RatingParams,
+    RewardParams,
+    SFTParams,
+    TrainingParams,
+    TransportParams,
+)
+
+__all__ = [
+    "AdapterParams",
+    "AdaptiveBeta",
+    "DPOParams",
+    "DataParams",
+    "EmbedParams",
+    "EvaluateParams",
+    "FileSource",
+    "GRPOParams",
+    "HubSource",
+    "LanguageReward",
+    "LengthReward",
+    "NoiseParams",
+    "PPOParams",
+    "Params",
+    "PolicyParams",
+    "PrepareParams",
+    "PretrainingParams",
+    "PromoteParams",
+    "RatingParams",
+    "RewardMix",
+    "RewardParams",
+    "SFTParams",
+    "SamplingParams",
+    "Section",
+    "Source",
+    "TrainingParams",
+    "TransportParams",
+    "ValidateParams",
+    "Weight",
+    "WorldParams",
+    "WorldSource",
+]
+
+
+class EvaluateParams(Section):
+    """The common yardstick. `gold` is a rule reward, or `judge`: a second reward model no policy has seen."""
+
+    gold: Literal["answer", "judge"]
+    prompts: PositiveInt
+    max_new_tokens: PositiveInt
+    temperature: Temperature
+    batch_size: PositiveInt
+    samples_shown: PositiveInt
+
+
+class PromoteParams(Section):
+    """The gate a policy must pass, and the names in the registry."""
+
+    min_win_rate_low: Share
+    policy_name: Annotated[str, Field(min_length=1)]
+    reward_name: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """All of `params.yaml`; a stage reads its own section and `seed`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    prepare: PrepareParams
+    validate_: ValidateParams = Field(alias="validate")
+    sft: SFTParams
+    embed: EmbedParams
+    reward: RewardParams
+    policies: Annotated[dict[Key, PolicyParams], Field(min_length=1)]
+    evaluate: EvaluateParams
+    promote: PromoteParams
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Params:
+        if "sft" in self.policies:
+            raise ValueError("policies.sft is the name of the model that policies are compared with; choose another")
+        if self.reward.ratings and self.prepare.data.ratings is None:
+            raise ValueError("reward.ratings gives a scale but prepare.data.ratings is null; give the ratings a source")
+        if self.prepare.data.preferences is None:
+            needy = sorted(
+                name
+                for name, policy in self.policies.items()
+                if policy.algorithm == "dpo" or (policy.rewards.reward_model and not self.reward.ratings)
+            )
+            if needy:
+                raise ValueError(
+                    f"prepare.data.preferences is null but policies.{needy[0]} needs preferences; "
+                    "give a source or drop the policy"
+                )
+        if self.evaluate.gold == "judge" and not self.reward.judge:
+            raise ValueError("evaluate.gold is 'judge' but reward.judge is false; set reward.judge to true")
+        return self

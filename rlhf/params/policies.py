@@ -1,0 +1,207 @@
+"""The section `policies`: what is rewarded, and how a policy learns to get it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.params.fields import (
+    LearningRate,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+    Temperature,
+)
+from rlhf.params.training import TrainingParams
+
+# rewards ------------------------------------------------------------------------------------------
+
+
+class Weight(Section):
+    """How much a reward counts in the sum."""
+
+    weight: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class LengthReward(Weight):
+    """1 within the band of characters, falling linearly to 0 at half and at twice the band's ends."""
+
+    shortest: PositiveInt
+    longest: PositiveInt
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LengthReward:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest is {self.shortest} but longest is {self.longest}; swap them")
+        return self
+
+
+class LanguageReward(Weight):
+    """The share of letters in the target language's script."""
+
+    target: Literal["en", "zh"]
+
+
+class RewardMix(Section):
+    """The weighted sum a policy maximises; a reward that is not named does not count."""
+
+    reward_model: Weight | None = None
+    answer: Weight | None = None
+    format: Weight | None = None
+    length: LengthReward | None = None
+    language: LanguageReward | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> RewardMix:
+        if not self.model_fields_set:
+            raise ValueError("no reward is named; name at least one of " + ", ".join(type(self).model_fields))
+        return self
+
+
+# policies -----------------------------------------------------------------------------------------
+
+
+class SamplingParams(Section):
+    """How answers are drawn during online training."""
+
+    max_new_tokens: PositiveInt
+    temperature: Temperature
+
+
+class AdaptiveBeta(Section):
+    """β follows the KL: `target` in nats per answer, `horizon` in answers."""
+
+    target: PositiveFloat
+    horizon: PositiveInt
+
+
+class PPOParams(TrainingParams, SamplingParams):
+    """Proximal policy optimisation and its relatives, one rollout of `batch_size` answers per step.
+
+    `advantage` says what an answer is compared with: a critic (`gae`), its group of `group_size` answers (`group`,
+    `leave_one_out`), or nothing (`reward`). The critic's values count only with `gae`. docs/methods/ppo.md has the
+    formulas.
+    """
+
+    algorithm: Literal["ppo"]
+    steps: PositiveInt
+    rewards: RewardMix
+    score_scaling: Literal["none", "whiten", "running"]
+    score_clip: PositiveFloat | None
+    missing_eos_penalty: NonNegativeFloat
+    mask_truncated: bool
+    beta: NonNegativeFloat
+    adaptive_beta: AdaptiveBeta | None
+    kl_in: Literal["reward", "loss"]
+    kl_estimator: Literal["k1", "k2", "k3", "full"]
+    advantage: Literal["gae", "group", "leave_one_out", "reward"]
+    group_size: PositiveInt
+    gamma: Share
+    gae_lambda: Share
+    whiten_advantages: bool
+    critic: Literal["separate", "shared", "adapter"]
+    critic_learning_rate: LearningRate
+    value_clip_range: PositiveFloat
+    value_coefficient: NonNegativeFloat
+    clip_range: Annotated[float, Field(gt=0, lt=1)]
+    clip_range_high: PositiveFloat | None
+    dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None
+    entropy_coefficient: NonNegativeFloat
+    update_epochs: PositiveInt
+    minibatches: PositiveInt
+    target_kl: PositiveFloat | None
+
+    @model_validator(mode="after")
+    def _precision_and_adapter_fit(self) -> PPOParams:
+        if self.adapter and self.adapter.quantise:
+            raise ValueError("ppo does not train over a quantised base model; set adapter.quantise to null")
+        if self.precision == "bf16" and self.adapter is None:
+            raise ValueError("ppo trains all weights in fp32 only; set precision to fp32, or use an adapter")
+        if self.critic == "adapter" and self.adapter is None:
+            raise ValueError("critic is 'adapter' but adapter is null; give an adapter, or set critic to shared")
+        if self.critic == "adapter" and self.gradient_checkpointing:
+            raise ValueError(
+                "critic is 'adapter' but gradient_checkpointing would recompute one adapter's states under the "
+                "other; set gradient_checkpointing to false, or critic to separate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> PPOParams:
+        if self.batch_size % (self.minibatches * self.gradient_accumulation_steps):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by minibatches × gradient_accumulation_steps "
+                f"= {self.minibatches} × {self.gradient_accumulation_steps}; change one of the three"
+            )
+        if self.batch_size % self.group_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by group_size {self.group_size}; change one of the two"
+            )
+        if self.advantage in ("group", "leave_one_out") and self.group_size == 1:
+            raise ValueError(
+                f"advantage is {self.advantage!r}, which compares the answers to one prompt, but group_size is 1; "
+                "raise group_size"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _leash_holds(self) -> PPOParams:
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and self.beta:
+            raise ValueError(
+                "kl_estimator is 'k1' but its gradient in the loss is zero on average; "
+                "set kl_estimator to k2, k3 or full, or kl_in to reward"
+            )
+        if self.kl_in == "reward" and self.advantage == "group" and self.beta:
+            raise ValueError(
+                "kl_in is 'reward' but advantage 'group' divides by the group's deviation, which blows the KL up where "
+                "scores are equal; set kl_in to loss, or advantage to leave_one_out"
+            )
+        if self.adaptive_beta and not self.beta:
+            raise ValueError("beta is 0 but adaptive_beta multiplies it; give beta its first value, such as 0.05")
+        return self
+
+
+class DPOParams(TrainingParams):
+    """Direct preference optimisation over TRL's trainer.
+
+    `contradicted` says what becomes of pairs whose rejected answer the reward model scores higher; `sft_weight` is the
+    weight of the chosen answers' own negative log-likelihood beside the preference loss.
+    """
+
+    algorithm: Literal["dpo"]
+    contradicted: Literal["keep", "drop", "relabel"]
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"]
+    sft_weight: NonNegativeFloat
+    beta: PositiveFloat
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    epochs: PositiveFloat
+    max_length: PositiveInt
+
+
+class GRPOParams(TrainingParams, SamplingParams):
+    """Group-relative policy optimisation over TRL's trainer; `batch_size` counts completions."""
+
+    algorithm: Literal["grpo"]
+    steps: PositiveInt
+    rewards: RewardMix
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"]
+    beta: NonNegativeFloat
+    clip_range: Annotated[float, Field(gt=0, lt=1)]
+    group_size: Annotated[int, Field(ge=2)]
+    update_epochs: PositiveInt
+    scale_rewards: Literal["group", "batch", "none"]
+
+    @model_validator(mode="after")
+    def _divisible(self) -> GRPOParams:
+        if self.batch_size * self.gradient_accumulation_steps % self.group_size:
+            raise ValueError(
+                f"batch_size × gradient_accumulation_steps = {self.batch_size * self.gradient_accumulation_steps} "
+                f"is not divisible by group_size {self.group_size}; change one of them"
+            )
+        return self
+
+
+PolicyParams = Annotated[PPOParams | DPOParams | GRPOParams, Field(discriminator="algorithm")]

@@ -1,0 +1,248 @@
+"""The models of PPO and how they read a batch of answers: policy, critic of three kinds, frozen reference."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForTokenClassification
+
+from rlhf.errors import UserError, first_line
+from rlhf.models import fresh_head_expected, load_causal, lora_config
+from rlhf.params import AdapterParams, PPOParams
+from rlhf.policies import PolicyFiles
+from rlhf.scoring import tokenizer_difference
+
+logger = logging.getLogger(__name__)
+
+POLICY, CRITIC = "default", "critic"
+"""The adapters' names; PEFT calls the first one of a model so."""
+
+STRIDE = 8
+"""Padding before prompts goes by so many tokens at a time: few different shapes, which accelerators like aligned."""
+
+
+@dataclass
+class Batch:
+    """Prompts padded on the left, responses on the right: `tokens` and `attention` are (batch, prompt + response)."""
+
+    tokens: Tensor
+    attention: Tensor
+    prompt_length: int
+
+    @property
+    def responses(self) -> Tensor:
+        return self.tokens[:, self.prompt_length :]
+
+    @property
+    def mask(self) -> Tensor:
+        """1 on response tokens, the end token included: (batch, response)."""
+        return self.attention[:, self.prompt_length :].float()
+
+    @property
+    def positions(self) -> Tensor:
+        return (self.attention.cumsum(1) - 1).clamp_min(0)
+
+    def rows(self, index: Tensor) -> Batch:
+        """Some rows, cut where the longest of their responses ends and, in whole STRIDEs, where their prompts begin."""
+        attention = self.attention[index]
+        first = int(attention[:, : self.prompt_length].argmax(1).min().item()) // STRIDE * STRIDE
+        last = self.prompt_length + int(self.mask[index].sum(1).max().item())
+        return Batch(self.tokens[index, first:last], attention[:, first:last], self.prompt_length - first)
+
+    def split(self, size: int) -> list[Batch]:
+        """All rows in order, `size` at a time and as wide as they are."""
+        parts = zip(self.tokens.split(size), self.attention.split(size), strict=True)
+        return [Batch(tokens, attention, self.prompt_length) for tokens, attention in parts]
+
+
+class ValueHead(nn.Module):
+    """One value per token from the states that the policy's language head reads; zero everywhere at first.
+
+    `adapter` names the policy's adapter under which the states are computed, None for the policy's own states.
+    """
+
+    def __init__(self, hidden_size: int, adapter: str | None) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.linear = nn.Linear(hidden_size, 1)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(batch, tokens, hidden) → (batch, tokens)."""
+        return self.linear(states.float()).squeeze(-1)
+
+
+@dataclass
+class Models:
+    """Policy, critic (None where advantages need none) and reference (None: the policy with its adapter off)."""
+
+    policy: Any
+    critic: Any | None
+    reference: Any | None
+
+    def trained(self) -> dict[str, dict[str, nn.Parameter]]:
+        """What is optimised, by name, of the policy and of the critic."""
+        policy = {name: value for name, value in self.policy.named_parameters() if value.requires_grad}
+        if self.critic is None:
+            return {"policy": policy}
+        critic = {name: value for name, value in self.critic.named_parameters() if value.requires_grad}
+        if self._second_adapter:
+            critic |= {name: policy.pop(name) for name in list(policy) if f".{CRITIC}." in name}
+        return {"policy": policy, "critic": critic}
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The policy's logits for each response token (batch, response, vocabulary) and the critic's values."""
+        if not isinstance(self.critic, ValueHead):
+            return response_logits(self.policy, batch), self._own_values(batch)
+        if self._second_adapter:
+            return response_logits(self.policy, batch), self._adapter_values(batch, self.critic)
+        with inputs_of(self.policy.get_output_embeddings()) as states:
+            logits = response_logits(self.policy, batch)
+        return logits, self.critic(states[0][:, -logits.shape[1] - 1 : -1])
+
+    def reference_logits(self, batch: Batch) -> Tensor:
+        if self.reference is not None:
+            return response_logits(self.reference, batch)
+        with self._switching_adapters(), self.policy.disable_adapter():
+            return response_logits(self.policy, batch)
+
+    @property
+    def _second_adapter(self) -> bool:
+        return isinstance(self.critic, ValueHead) and self.critic.adapter is not None
+
+    def _own_values(self, batch: Batch) -> Tensor | None:
+        """The values of a critic that is a model of its own: (batch, response)."""
+        if self.critic is None:
+            return None
+        output = self.critic(**inputs(batch))
+        return output.logits[:, batch.prompt_length - 1 : -1, 0].float()
+
+    def _adapter_values(self, batch: Batch, head: ValueHead) -> Tensor:
+        with self._switching_adapters():
+            self.policy.set_adapter(head.adapter)
+            causal = self.policy.get_base_model()
+            states = getattr(causal, causal.base_model_prefix)(**inputs(batch)).last_hidden_state
+            self.policy.set_adapter(POLICY)
+        return head(states[:, batch.prompt_length - 1 : -1])
+
+    @contextmanager
+    def _switching_adapters(self) -> Iterator[None]:
+        """PEFT freezes an adapter that it switches off; afterwards all train as before."""
+        trained = [value for value in self.policy.parameters() if value.requires_grad]
+        yield
+        for value in trained:
+            value.requires_grad_(True)
+
+
+# reading ------------------------------------------------------------------------------------------
+
+
+def inputs(batch: Batch) -> dict[str, Any]:
+    return {
+        "input_ids": batch.tokens,
+        "attention_mask": batch.attention,
+        "position_ids": batch.positions,
+        "use_cache": False,
+    }
+
+
+def response_logits(model: Any, batch: Batch) -> Tensor:
+    """The logits that predict each response token: (batch, response, vocabulary)."""
+    length = batch.tokens.shape[1] - batch.prompt_length
+    return model(**inputs(batch), logits_to_keep=length + 1).logits[:, -length - 1 : -1]
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the first argument of every call of `module`."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+# loading ------------------------------------------------------------------------------------------
+
+
+def load_models(params: PPOParams, files: PolicyFiles) -> Models:
+    """The policy from the SFT model, a critic where advantages need one, and the reference.
+
+    Raises UserError where the adapter names modules that the model lacks.
+    """
+    policy = load_causal(files.sft, params)
+    critic = load_critic(params, files, policy) if params.advantage == "gae" else None
+    reference = None if params.adapter else load_causal(files.sft).requires_grad_(False)
+    if params.adapter:
+        policy = with_adapter(policy, params.adapter, "CAUSAL_LM")
+        if isinstance(critic, ValueHead):
+            if critic.adapter is not None:
+                policy.add_adapter(critic.adapter, lora_config(params.adapter, "CAUSAL_LM"))
+                for name, value in policy.named_parameters():
+                    value.requires_grad_("lora_" in name)
+        elif critic is not None:
+            critic = with_adapter(critic, params.adapter, "TOKEN_CLS")
+    if params.gradient_checkpointing:
+        for model in (policy, critic):
+            if model is not None and not isinstance(model, ValueHead):
+                model.gradient_checkpointing_enable()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models: list[Any] = [policy, critic, reference]
+    return Models(*(model if model is None else model.to(device).eval() for model in models))
+
+
+def load_critic(params: PPOParams, files: PolicyFiles, policy: Any) -> Any:
+    """A model of its own, from the reward model where it can be; or a head over the policy's transformer."""
+    if params.critic == "separate":
+        return load_own_critic(critic_start(params, files), policy.dtype)
+    hidden_size = policy.get_output_embeddings().weight.shape[1]
+    return ValueHead(hidden_size, CRITIC if params.critic == "adapter" else None)
+
+
+def critic_start(params: PPOParams, files: PolicyFiles) -> Path:
+    """The reward model; the SFT model where there is none, or a frozen one of another kind or with other tokens."""
+    if not params.rewards.reward_model:
+        return files.sft
+    config = json.loads((files.reward / "config.json").read_text(encoding="utf-8"))
+    reason = "has hidden layers" if "auto_map" in config else tokenizer_difference(files.sft, files.reward)
+    if reason:
+        logger.info("the critic starts from the SFT model, as the reward model is of another kind: %s", reason)
+    return files.sft if reason else files.reward
+
+
+def load_own_critic(start: Path, dtype: torch.dtype) -> Any:
+    """The transformer of a saved model with one value per token, zero everywhere at first."""
+    # A critic's dropout would make the values of rollout and update differ by chance.
+    config = AutoConfig.from_pretrained(start, num_labels=1)
+    config.classifier_dropout = 0.0
+    with fresh_head_expected():
+        critic = AutoModelForTokenClassification.from_pretrained(
+            start, config=config, dtype=dtype, ignore_mismatched_sizes=True
+        )
+    head = critic.get_submodule("score" if hasattr(critic, "score") else "classifier")
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return critic
+
+
+def with_adapter(model: Any, adapter: AdapterParams, task: str) -> Any:
+    """The model under a fresh adapter. Raises UserError where it lacks the modules that `target_modules` names."""
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, lora_config(adapter, task))
+    except ValueError as error:
+        raise UserError(
+            f"adapter.target_modules is {adapter.target_modules!r}, which does not fit {type(model).__name__} "
+            f"({first_line(error)}); set it to all-linear, or to names of the model's linear layers"
+        ) from error
