@@ -347,6 +347,23 @@ def test_updates_stop_where_the_policy_has_gone_far_enough(params, policy_files)
     assert not torch.equal(weights(models.policy), stopped)
 
 
+@pytest.mark.parametrize(("critic", "adapter"), [("separate", None), ("shared", None), ("separate", ADAPTER)])
+def test_recomputed_layers_give_the_same_gradient(params, policy_files, critic, adapter):
+    """With `gradient_checkpointing` each layer runs twice per gradient step, and the policy ends at the same place."""
+    ends, runs = [], []
+    for recompute in (False, True):
+        section = with_(params, critic=critic, adapter=adapter, gradient_checkpointing=recompute)
+        models, _, rollout = start(section, policy_files)
+        calls = []
+        norm = models.policy.get_submodule(("base_model.model." if adapter else "") + "model.layers.0.input_layernorm")
+        norm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        learn(section, models, rollout)
+        ends.append(weights(models.policy))
+        runs.append(len(calls))
+    assert runs == [2, 4]
+    assert torch.equal(ends[0], ends[1])
+
+
 # critics ------------------------------------------------------------------------------------------
 
 CRITICS = [("shared", None), ("shared", ADAPTER), ("adapter", ADAPTER)]

@@ -20,9 +20,6 @@ from rlhf.params.data import (
 )
 from rlhf.params.fields import (
     Key,
-    LearningRate,
-    NonNegativeFloat,
-    PositiveFloat,
     PositiveInt,
     Section,
     Share,

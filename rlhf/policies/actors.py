@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForTokenClassification
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf.errors import UserError, first_line
 from rlhf.models import fresh_head_expected, load_causal, lora_config
@@ -195,10 +198,29 @@ def load_models(params: PPOParams, files: PolicyFiles) -> Models:
     if params.gradient_checkpointing:
         for model in (policy, critic):
             if model is not None and not isinstance(model, ValueHead):
-                model.gradient_checkpointing_enable()
+                recompute_layers(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models: list[Any] = [policy, critic, reference]
     return Models(*(model if model is None else model.to(device).eval() for model in models))
+
+
+def recompute_layers(model: Any) -> None:
+    """Keep no activations inside layers for the backward pass; compute them again there.
+
+    Not by transformers' own switch: it waits for the training mode, which would turn dropout on.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = _recomputed(layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any, **settings: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **settings)
+        return checkpoint(partial(forward, **settings), *arguments, use_reentrant=False, preserve_rng_state=False)
+
+    return run
 
 
 def load_critic(params: PPOParams, files: PolicyFiles, policy: Any) -> Any:

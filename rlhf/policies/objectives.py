@@ -126,7 +126,7 @@ def clipped_policy_loss(
     """−min(ρA, clip(ρ, 1 − ε, 1 + ε_high)A), meant over response tokens. Schulman et al., arXiv 1707.06347, eq. 7.
 
     `clip` is (ε, ε_high). `dual_clip` c keeps the term of a negative advantage above cA, however large ρ is (Ye et al.,
-    arXiv 1912.09729, eq. 3). The log-ratio is masked before it is exponentiated: padding may hold anything.
+    arXiv 1912.09729). The log-ratio is masked before it is exponentiated: padding may hold anything.
     """
     ratio = torch.exp(log_ratio * mask)
     gain = torch.minimum(ratio * advantages, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantages)
