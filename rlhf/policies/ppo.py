@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def train_ppo(
     models = load_models(params, files)
     check_prompts(prompts, tokenizer, params.max_new_tokens, models.policy.config)
     training = Training(models, Optimiser(params, models), Adaptive(params.beta), CurveRecorder(log))
-    key = training_key(params, seed, inputs(params, files)) if checkpoints else ""
+    key = training_key(params, seed, training_inputs(params, files)) if checkpoints else ""
     if checkpoints and (state := checkpoints.resume(key)):
         training.restore(state)
     batches = prompt_batches(prompts, params.batch_size, params.group_size, seed)
@@ -61,7 +62,7 @@ def train_ppo(
     return finished_policy(models.policy, params, files.sft, tokenizer)
 
 
-def inputs(params: PPOParams, files: PolicyFiles) -> list[Any]:
+def training_inputs(params: PPOParams, files: PolicyFiles) -> list[Path]:
     """The files that a training reads."""
     return [files.sft, files.prompts, *([files.reward] if params.rewards.reward_model else [])]
 
