@@ -2,7 +2,7 @@
 
 Needs a pipeline that has run as far as the stage reward. Doubts are zeros: what they cost is made before training.
 
-    OMP_NUM_THREADS=1 python benchmarks/objective_cost.py [--model models/sft] [--pairs 512] [--batch-size 64] [--runs 3]
+    OMP_NUM_THREADS=1 python benchmarks/objective_cost.py [--model models/sft] [--pairs 512] [--runs 3]
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def audit_labels(
     if noise_rate is None:
         # All labels together know more of the noise than the sample that the judgement began with.
         estimate = estimate_from_trust(trust.again, prompts, seed)
-        trust = trust.with_rate(rate, estimate.rate)
         rate = estimate.rate
+        trust = trust_labels(differences, answers, rate, seed, groups)
     shown = {name: [completion_text(row[name]) for row in usable] for name in ("prompt", "chosen", "rejected")}
     contradictions = find_contradictions(differences, seed)
     ids, left_out = [row["id"] for row in usable], len(rows) - len(usable)

@@ -103,7 +103,10 @@ def _rate_of_agreement(agreement: float) -> float:
 
 
 def estimate_from_trust(again: np.ndarray, groups: list[str], seed: int) -> NoiseEstimate:
-    """The same from `again` (pairs,), how probably each label would be given again, by all labels but its own."""
+    """Confident learning from how probably each label would be given again by all others, `again` (pairs,).
+
+    `groups` are the prompts over which the interval is drawn again.
+    """
     import numpy as np
 
     labels = np.random.default_rng(seed).integers(0, 2, len(again))

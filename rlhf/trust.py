@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
@@ -51,12 +51,6 @@ class Trust:
         """(pairs,) log odds that the label is wrong, 0 where it is more likely right."""
         right = self.right.clip(1e-3, 1 - 1e-3)
         return np.maximum(0.0, np.log1p(-right) - np.log(right))
-
-    def with_rate(self, before: float, rate: float) -> Trust:
-        """The same with another common noise rate, which is then the mean probability to be wrong."""
-        log_odds = logit(self.right.clip(1e-12, 1 - 1e-12))
-        rates = {name: rate if own == before else own for name, own in self.rates.items()}
-        return replace(self, right=expit(log_odds + _offset(log_odds, rate)), rates=rates)
 
 
 def trust_labels(
