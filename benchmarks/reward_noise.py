@@ -26,8 +26,8 @@ from torch import nn
 from tqdm import tqdm
 
 from rlhf.data.files import read_file
+from rlhf.label_study import JUDGED, Noise
 from rlhf.params import TransportParams
-from rlhf.reward import JUDGED, Noise
 from rlhf.reward_losses import OBJECTIVES, TWINS, RewardBatch
 from rlhf.selective import mass_schedule, orient_batch
 from rlhf.trust import trust_labels

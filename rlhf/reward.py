@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,46 +14,18 @@ from rlhf import audit
 from rlhf.audit_report import LabelAudit, sample_suspects, write_audit
 from rlhf.curves import CurveRecorder, Log, no_log, rounded_number, write_json
 from rlhf.data.formats import completion_text, training_rows
-from rlhf.embeddings import ANSWERS, load_places, load_vectors
-from rlhf.errors import UserError
-from rlhf.examples import Examples, encode_sides, sample_rows, score_margins
+from rlhf.embeddings import ANSWERS
+from rlhf.examples import Examples, score_margins
 from rlhf.heads import fit_head, score_embedded
-from rlhf.models import load_tokenizer
-from rlhf.neighbours import Contradictions, find_contradictions
-from rlhf.noise import NoiseEstimate, estimate_from_agreement, estimate_noise_rate, orient_pairs
+from rlhf.label_study import ESTIMATION_ROWS, Noise, study_labels
 from rlhf.pairwise import Job, Ledger, Verdict, fit_scorer, measure
 from rlhf.params import RewardParams
-from rlhf.ratings import Threshold, constant_error, find_threshold, guess_by_length, read_scores, with_constant
+from rlhf.ratings import constant_error, guess_by_length
+from rlhf.reward_rows import RewardFiles, Source, kind_of, open_source, read_leads
 from rlhf.scoring import check_reward_model
-from rlhf.trust import Trust, trust_labels
-
-logger = logging.getLogger(__name__)
-
-JUDGED = ("selective", "cleanlab")
-"""Objectives that are told beforehand what the other pairs say of each label."""
-ESTIMATION_ROWS = 1000
-"""At most so many rows are used for the noise estimate (standard error below 0.02)."""
+from rlhf.trust import Trust
 
 SUSPECTS_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class RewardFiles:
-    """What the stage reads and writes.
-
-    The SFT model, the model whose embeddings are cached and their folder, training and held-out rows; the reward model,
-    the judge and the report's folder.
-    """
-
-    start: Path
-    embedder: Path | str
-    embeddings: Path
-    train: Path
-    test: Path
-    model: Path
-    judge: Path
-    report: Path
-
 
 Metrics = dict[str, float | int | None]
 Margins = Callable[[Examples], np.ndarray]
@@ -71,11 +40,11 @@ def train_reward(section: RewardParams, files: RewardFiles, seed: int, log: Log)
     """
     if not training_rows(files.train) and not training_rows(files.test):
         return _skip(section, files)
-    source = _open_source(section, files)
+    source = open_source(section, files)
     train, test = source.read(files.train, "train"), source.read(files.test, "test")
-    noise = _study_labels(source, train, seed)
+    noise = study_labels(source, train, seed)
     recorder = CurveRecorder(log)
-    leads = _read_leads(section, files.train, train)
+    leads = read_leads(section, files.train, train)
     verdict = replace(noise.verdict() or Verdict.blank(len(train)), leads=leads)
     job = Job(source.start, source.tokenizer, train, test, noise.rate, files.model, verdict)
     measure_by, ledger = _fit(source, job, seed, recorder)
@@ -85,7 +54,7 @@ def train_reward(section: RewardParams, files: RewardFiles, seed: int, log: Log)
     suspects = audit.rank_suspects(ledger.margins, right)
     metrics: Metrics = {
         **measure(margins, test.labels),
-        **_describe_noise(noise.estimate, noise.rate),
+        **noise.figures(),
         "rows": len(train),
         "rows_dropped_too_long": train.dropped,
         "held_out_rows": len(test),
@@ -116,105 +85,10 @@ def _fit(source: Source, job: Job, seed: int, log: Log) -> tuple[Margins, Ledger
     return lambda examples: score_margins(model, examples, section.batch_size), ledger
 
 
-# labels -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """How rows become examples: the model that reads them, all embeddings, and from where on a rating is good."""
-
-    section: RewardParams
-    files: RewardFiles
-    kind: str
-    start: Path | str
-    tokenizer: Any
-    vectors: np.ndarray
-    threshold: Threshold | None
-
-    def read(self, path: Path, split: str) -> Examples:
-        """The rows that the stage embed kept; encoded unless the embeddings are all that is read."""
-        places = load_places(self.files.embeddings, self.kind, split)
-        listed = training_rows(path)
-        rows = [row for row in listed if row["id"] in places]
-        columns = () if self.section.frozen else ANSWERS[self.kind]
-        ratings, threshold = self.section.ratings, self.threshold
-        return Examples(
-            [row["id"] for row in rows],
-            [json.dumps(row["prompt"], ensure_ascii=False) for row in rows],
-            np.array([places[row["id"]] for row in rows]),
-            encode_sides(self.tokenizer, rows, columns),
-            threshold.label(read_scores(ratings, rows)) if ratings and threshold else None,
-            len(listed) - len(rows),
-        )
-
-    def read_flips(self, path: Path) -> dict[str, bool] | None:
-        """Which labels are wrong, by the row's id; None where that is not known."""
-        return audit.read_flips(path) if self.threshold is None else audit.read_rating_flips(path, self.threshold.label)
-
-
-def _kind(section: RewardParams) -> str:
-    return "ratings" if section.ratings else "preferences"
-
-
-def _open_source(section: RewardParams, files: RewardFiles) -> Source:
-    kind = _kind(section)
-    start = files.embedder if section.frozen else files.start
-    threshold = None
-    if section.ratings:
-        kept = load_places(files.embeddings, kind, "train")
-        rows = [row for row in training_rows(files.train) if row["id"] in kept]
-        threshold = find_threshold(section.ratings, read_scores(section.ratings, rows))
-    return Source(section, files, kind, start, load_tokenizer(start), load_vectors(files.embeddings), threshold)
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What is known of the training labels before training; `trust` only where the objective asks for it."""
-
-    estimate: NoiseEstimate | None
-    rate: float
-    groups: list[str] | None
-    trust: Trust | None
-    contradictions: Contradictions | None = None
-
-    def verdict(self) -> Verdict | None:
-        """What the training is told: doubts, and that all but the worst `rate` of the labels are believed."""
-        if self.trust is None:
-            return None
-        believed = np.ones(len(self.trust.right), dtype=bool)
-        believed[np.argsort(self.trust.right, kind="stable")[: round(self.rate * len(believed))]] = False
-        return Verdict(self.trust.doubt, believed)
-
-
-def _study_labels(source: Source, train: Examples, seed: int) -> Noise:
-    """Estimate the noise and, for objectives that ask for it, judge each label, by the embeddings."""
-    section = source.section
-    groups = None
-    if section.group is not None:
-        groups = list(map(str, _read_column("group", section.group, source.files.train, train)))
-    is_judged = section.objective in JUDGED
-    examples = train if is_judged else train.sample(ESTIMATION_ROWS, seed)
-    points = examples.points(source.vectors)
-    if examples.labels is not None:
-        points = with_constant(points)
-    if section.noise_rate == "agreement":
-        estimate = _compare_votes(train, seed)
-    else:
-        estimate = _estimate_noise(section, points, examples, seed)
-    rate = estimate.rate if isinstance(section.noise_rate, str) and estimate else float(section.noise_rate)
-    if not is_judged:
-        return Noise(estimate, rate, groups, None)
-    # A pair is judged as it is, a rating like a pair that stands the right way round where it is good.
-    speaking = points if examples.labels is None else points * examples.labels[:, None]
-    answers = examples.places if examples.labels is None else np.arange(2 * len(examples)).reshape(-1, 2)
-    trust = trust_labels(speaking, answers, rate, seed, groups)
-    return Noise(estimate, rate, groups, trust, find_contradictions(speaking, seed))
-
-
 def _skip(section: RewardParams, files: RewardFiles) -> Metrics:
     """No labels, no reward model: policies on rule rewards need none, but the stage's outputs must exist."""
     for folder in (files.model, files.judge):
-        _leave_note(folder, f"No reward model was trained: prepare.data.{_kind(section)} is null.")
+        _leave_note(folder, f"No reward model was trained: prepare.data.{kind_of(section)} is null.")
     CurveRecorder(no_log).write(files.report / "curves.csv")
     return {"rows": 0, "held_out_rows": 0}
 
@@ -222,62 +96,6 @@ def _skip(section: RewardParams, files: RewardFiles) -> Metrics:
 def _leave_note(folder: Path, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README").write_text(text + "\n", encoding="utf-8")
-
-
-def _read_column(key: str, column: str, path: Path, train: Examples) -> list[Any]:
-    """The values of the column that reward.`key` names, one per training row."""
-    rows = {row["id"]: row for row in training_rows(path)}
-    for name in train.ids:
-        if rows[name].get(column) is None:
-            raise UserError(
-                f"{path}, row {name}: no {column!r}, which reward.{key} names; "
-                f"its columns are {', '.join(rows[name])}; name one of them or set reward.{key} to null"
-            )
-    return [rows[name][column] for name in train.ids]
-
-
-def _read_leads(section: RewardParams, path: Path, train: Examples) -> np.ndarray | None:
-    """(pairs,) by how much the chosen answer's reward should be ahead; None where reward.margin is null."""
-    if section.margin is None:
-        return None
-    values = _read_column("margin", section.margin, path, train)
-    for name, value in zip(train.ids, values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-            raise UserError(
-                f"{path}, row {name}: {section.margin} is {value!r}, no number; mend it or set reward.margin to null"
-            )
-    return np.array(values, dtype=float)
-
-
-def _estimate_noise(section: RewardParams, points: np.ndarray, examples: Examples, seed: int) -> NoiseEstimate | None:
-    """The estimate; None where it fails but is not needed."""
-    rows = sample_rows(len(examples), ESTIMATION_ROWS, seed)
-    prompts = [examples.prompts[row] for row in rows]
-    labels = examples.labels
-    classes = orient_pairs(points[rows], seed) if labels is None else (points[rows], (labels[rows] > 0).astype(int))
-    try:
-        return estimate_noise_rate(*classes, prompts, seed)
-    except UserError as error:
-        if section.noise_rate == "estimate":
-            raise
-        logger.warning("no estimate of the noise rate: %s", error)
-        return None
-
-
-def _compare_votes(examples: Examples, seed: int) -> NoiseEstimate:
-    """By votes on the same two answers, or ratings of the same one."""
-    places, labels = examples.places, examples.labels
-    ways = places[:, 0] < places[:, 1] if labels is None else labels > 0
-    return estimate_from_agreement([tuple(sorted(row)) for row in places.tolist()], ways.tolist(), seed)
-
-
-def _describe_noise(estimate: NoiseEstimate | None, used: float) -> Metrics:
-    return {
-        "noise_rate_estimated": estimate.rate if estimate else None,
-        "noise_rate_low": estimate.low if estimate else None,
-        "noise_rate_high": estimate.high if estimate else None,
-        "noise_rate_used": used,
-    }
 
 
 def _measure_constant(train: Examples, test: Examples) -> Metrics:

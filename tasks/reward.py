@@ -9,7 +9,8 @@ from tasks.paths import Paths
 
 def run(params: Params, paths: Paths, log: Log) -> None:
     """Read models/sft, data/embeddings and validated rows; write models/reward, models/judge, metrics and reports."""
-    from rlhf.reward import RewardFiles, train_reward
+    from rlhf.reward import train_reward
+    from rlhf.reward_rows import RewardFiles
 
     kind = "ratings" if params.reward.ratings else "preferences"
     files = RewardFiles(

@@ -28,8 +28,9 @@ from rlhf.examples import Examples
 from rlhf.models import load_scorer, load_tokenizer, save_model
 from rlhf.params import AdapterParams, EmbedParams, RewardParams
 from rlhf.pretraining import train_tokenizer
-from rlhf.reward import RewardFiles, train_reward
+from rlhf.reward import train_reward
 from rlhf.reward_losses import OBJECTIVES
+from rlhf.reward_rows import RewardFiles
 from rlhf.scoring import RewardModel
 from tests.tiny import ROOT, make_transport
 
@@ -379,7 +380,7 @@ def test_the_lowest_margin_is_the_first_suspect_and_an_unvisited_pair_the_last()
 
 
 def test_as_many_labels_as_are_wrong_are_not_believed() -> None:
-    from rlhf.reward import Noise
+    from rlhf.label_study import Noise
     from rlhf.trust import Trust
 
     right = np.array([0.9, 0.1, 0.4, 0.6])
