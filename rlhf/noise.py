@@ -1,4 +1,4 @@
-"""How many preferences are wrong: by confident learning on frozen embeddings, or by how annotators agree."""
+"""How many labels are wrong: by confident learning on frozen embeddings, or by how annotators agree."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def estimate_noise_rate(features: np.ndarray, labels: np.ndarray, groups: list[s
     low, high = _bootstrap_interval(labels, probabilities, groups, seed)
     if not rate < 0.5:
         raise UserError(
-            f"the estimated noise rate of the preferences is {rate:.2f}, not below 0.5: the labels are turned around "
+            f"the estimated noise rate of the labels is {rate:.2f}, not below 0.5: the labels are turned around "
             "or the model's embeddings say nothing about them; check that `chosen` is the better answer, or set "
             "reward.noise_rate to a number"
         )
@@ -123,7 +123,7 @@ def _check_input(features: np.ndarray, labels: np.ndarray, groups: list[str]) ->
         raise UserError("the embeddings for the noise estimate are not finite; check the model in models/sft")
     if len(set(groups)) < FOLDS or min(np.bincount(labels, minlength=2)) < FOLDS:
         raise UserError(
-            f"{len(labels)} preference pairs of {len(set(groups))} prompts are too few to estimate the noise rate "
+            f"{len(labels)} labels of {len(set(groups))} prompts are too few to estimate the noise rate "
             f"in {FOLDS} folds; set reward.noise_rate to a number"
         )
 

@@ -104,7 +104,7 @@ def trust_labels(
     _check(differences, noise_rate)
     count = len(differences)
     if count < FEWEST:
-        logger.warning("%d preference pairs are too few to judge one by the others; all are trusted", count)
+        logger.warning("%d labels are too few to judge one by the others; all are trusted", count)
         return Trust(np.full(count, 1 - noise_rate), {}, np.full(count, 1 - noise_rate), np.zeros(count))
     features = _reduce(differences, seed)
     names, member = np.unique(groups if groups is not None else [""] * count, return_inverse=True)
@@ -127,7 +127,7 @@ def trust_labels(
 
 def _check(differences: np.ndarray, noise_rate: float) -> None:
     if not np.isfinite(differences).all():
-        raise UserError("the embeddings of the preference pairs are not finite; check the model they come from")
+        raise UserError("the embeddings are not finite; check the model they come from")
     if not 0 <= noise_rate < 0.5:
         raise UserError(f"the noise rate is {noise_rate}; labels can be judged by each other below 0.5 only")
 

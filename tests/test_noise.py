@@ -59,7 +59,7 @@ def test_labels_turned_around_are_refused_with_advice(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("features", "labels", "groups", "message"),
     [
-        (np.zeros((6, 2)), np.array([0, 1] * 3), list("abcdef"), "6 preference pairs of 6 prompts are too few"),
+        (np.zeros((6, 2)), np.array([0, 1] * 3), list("abcdef"), "6 labels of 6 prompts are too few"),
         (np.zeros((100, 2)), np.array([0, 1] * 50), ["a"] * 100, "of 1 prompts are too few"),
         (np.full((100, 2), np.nan), np.array([0, 1] * 50), name_groups(100), "not finite"),
     ],

@@ -122,7 +122,7 @@ def test_embeddings_that_say_nothing_leave_the_noise_rate(caplog: pytest.LogCapt
     np.testing.assert_allclose(trust_labels(np.zeros((PAIRS, 3)), answers, 0.2, 0).right, 0.8)
     assert trust_labels(np.ones((PAIRS, 3)), answers, 0.0, 0).right.tolist() == [1.0] * PAIRS
     assert trust_labels(np.ones((4, 3)), answers[:4], 0.2, 0).right.tolist() == [0.8] * 4
-    assert "4 preference pairs are too few" in caplog.text
+    assert "4 labels are too few" in caplog.text
 
 
 @pytest.mark.parametrize(
