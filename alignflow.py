@@ -107,12 +107,13 @@ def check() -> None:
         raise UserError("\n".join(problems))
 
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
 @app.command()
 def audit(
     file: Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet with prompt, chosen, rejected.")],
-    embedder: Annotated[
-        str, typer.Option(help="A model folder, a hub id, or package:NAME.")
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    embedder: Annotated[str, typer.Option(help="A model folder, a hub id, or package:NAME.")] = MINILM,
     noise_rate: Annotated[float | None, typer.Option(min=0, max=0.49, help="By default estimated.")] = None,
     group: Annotated[str | None, typer.Option(help="Column by which labels may be wrong together.")] = None,
     folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("reports/audit"),
