@@ -257,50 +257,100 @@ def choose(cells: list[dict[str, Any]], kind: str) -> dict[str, list[dict[str, f
     return rows
 
 
-def show(rows: dict[str, list[dict[str, float]]], reference: str) -> None:
-    """Means; the paired difference of accuracy to the reference with standard error, and Holm's p-value."""
-    accuracy = {name: np.array([100 * result["accuracy"] for result in results]) for name, results in rows.items()}
-    tests = {n: ttest_rel(v, accuracy[reference]).pvalue for n, v in accuracy.items() if n != reference}
+def adjust(tests: dict[str, float]) -> dict[str, float]:
+    """Holm's correction of p-values."""
     adjusted, worst = {}, 0.0
     for rank, name in enumerate(sorted(tests, key=lambda one: tests[one])):
         worst = max(worst, min(1.0, tests[name] * (len(tests) - rank)))
         adjusted[name] = worst
-    print("| row | accuracy | difference | p (Holm) | AUROC | MAE | R² | ECE |\n|---|---|---|---|---|---|---|---|")
-    for name, values in accuracy.items():
+    return adjusted
+
+
+def compare(rows: dict[str, list[dict[str, float]]], reference: str) -> dict[str, str]:
+    """Accuracy in percent, its paired difference to the reference with standard error; * is p < .05 (Holm)."""
+    accuracy = {name: np.array([100 * result["accuracy"] for result in results]) for name, results in rows.items()}
+    others = {name: values for name, values in accuracy.items() if name != reference}
+    significance = adjust({name: ttest_rel(values, accuracy[reference]).pvalue for name, values in others.items()})
+    shown = {reference: f"**{accuracy[reference].mean():.1f}**"}
+    for name, values in others.items():
         difference = values - accuracy[reference]
         error = difference.std(ddof=1) / len(difference) ** 0.5
-        others = " | ".join(f"{np.mean([r[k] for r in rows[name]]):.3f}" for k in ("auroc", "mae", "r2", "ece"))
-        figures = f"{values.mean():.1f} | {difference.mean():+.1f} ± {error:.1f} | {adjusted.get(name, 1):.3f}"
-        print(f"| {name} | {figures} | {others} |")
+        star = "*" if significance[name] < 0.05 else ""
+        shown[name] = f"{values.mean():.1f} ({difference.mean():+.1f} ± {error:.1f}{star})"
+    return shown
+
+
+def show(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Tables over all kinds of noise: detection, and for either head accuracy and the other figures."""
+    print("| AUROC, precision, recall of trust | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|")
+    for name in next(iter(found.values()))[0]["detection"]:
+        cells = []
+        for results in found.values():
+            means = [np.mean([c["detection"][name][key] for c in results]) for key in ("auroc", "precision", "recall")]
+            cells.append(" ".join(f"{mean:.3f}" for mean in means))
+        print(f"| {name.strip(' ,') or 'no groups'} | " + " | ".join(cells) + " |")
+    for kind in DECAYS:
+        rows = {noise: choose(cells, kind) for noise, cells in found.items()}
+        reference = "bradley_terry, tuned decay" if kind == "linear" else "bradley_terry"
+        compared = {noise: compare(chosen, reference) for noise, chosen in rows.items()}
+        heads = [
+            f"{noise} ({len(cells)} cells, {np.mean([c['rate'] for c in cells]):.0%})" for noise, cells in found.items()
+        ]
+        print(f"\n| {kind} head | " + " | ".join(heads) + " |\n|---" + "|---" * len(heads) + "|")
+        for name in next(iter(compared.values())):
+            print(f"| {name} | " + " | ".join(table[name] for table in compared.values()) + " |")
+        print(f"\n| {kind} head: AUROC, MAE, R², ECE | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|")
+        for name in next(iter(compared.values())):
+            cells = []
+            for table in rows.values():
+                means = [np.mean([result[key] for result in table[name]]) for key in ("auroc", "mae", "r2", "ece")]
+                cells.append(" ".join(f"{mean:.2f}" for mean in means))
+            print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Differences of accuracy to Bradley-Terry, one panel per kind of noise, for the head that memorises."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.1 * len(found) + 1.5, 5.5), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for panel, (noise, cells) in zip(panels, found.items(), strict=True):
+        rows = choose(cells, "mlp")
+        names = [name for name in rows if name not in ("constant", "bradley_terry")][::-1]
+        base = np.array([100 * result["accuracy"] for result in rows["bradley_terry"]])
+        gaps = [np.array([100 * result["accuracy"] for result in rows[name]]) - base for name in names]
+        colours = ["#b3261e" if "selective" in name else "#33658a" for name in names]
+        panel.barh(names, [gap.mean() for gap in gaps], color=colours)
+        errors = [gap.std(ddof=1) / len(gap) ** 0.5 for gap in gaps]
+        panel.errorbar([gap.mean() for gap in gaps], names, xerr=errors, fmt="none", color="black", linewidth=1)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_title(f"{noise}, {np.mean([cell['rate'] for cell in cells]):.0%} wrong")
+        panel.set_xlabel("accuracy against Bradley-Terry, points")
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    """Run what is missing and print two tables per kind of noise."""
+    """Run what is missing, print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--embedder", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=list(NOISES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     data = load(options.pairs, options.embedder, options.folder / "embeddings.npy")
+    found: dict[str, list[dict[str, Any]]] = {}
     for noise in options.noise:
-        cells = []
+        found[noise] = []
         for seed, fold in tqdm([(seed, fold) for seed in options.seeds for fold in range(FOLDS)], desc=noise):
             path = options.folder / f"{noise}-{seed}-{fold}.json"
             if not path.exists():
                 path.write_text(json.dumps(run_cell(data, noise, fold, seed), indent=1), encoding="utf-8")
-            cells.append(json.loads(path.read_text(encoding="utf-8")))
-        print(f"\n{noise}: {np.mean([cell['rate'] for cell in cells]):.3f} of the labels wrong, {len(cells)} cells")
-        for name in cells[0]["detection"]:
-            figures = {
-                k: round(float(np.mean([c["detection"][name][k] for c in cells])), 3)
-                for k in ("auroc", "precision", "recall")
-            }
-            print(f"detection{name}: {figures}")
-        for kind in DECAYS:
-            print(f"\n{kind} head\n")
-            show(choose(cells, kind), "bradley_terry, tuned decay" if kind == "linear" else "bradley_terry")
+            found[noise].append(json.loads(path.read_text(encoding="utf-8")))
+    show(found)
+    if options.figure:
+        draw(found, options.figure)
 
 
 if __name__ == "__main__":
