@@ -174,7 +174,7 @@ def test_the_critic_starts_from_the_sft_model_where_the_reward_model_is_of_anoth
     from dataclasses import replace
 
     from rlhf.params_file import load_params
-    from rlhf.policies.ppo import critic_start, load_critic
+    from rlhf.policies.actors import critic_start, load_own_critic
     from tests.tiny import ROOT
 
     embeddings, labels = make_ratings(0, 32)
@@ -189,7 +189,7 @@ def test_the_critic_starts_from_the_sft_model_where_the_reward_model_is_of_anoth
     shutil.copytree(tiny_reward_dir, tmp_path / "other tokens")
     tokenizer.save_pretrained(tmp_path / "other tokens")
     assert critic_start(params, replace(policy_files, reward=tmp_path / "other tokens")) == policy_files.sft
-    assert load_critic(critic_start(params, files), torch.float32).num_labels == 1
+    assert load_own_critic(critic_start(params, files), torch.float32).num_labels == 1
 
 
 def test_a_plan_on_the_diagonal_with_all_mass_is_logistic_regression() -> None:
