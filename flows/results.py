@@ -96,12 +96,29 @@ def _page(workspace: Workspace, states: dict[str, State[Any]], rows: list[dict[s
     parts = ["## Stages", _markdown(stages), f"The flow took {seconds:.0f} s{share}."]
     if rows:
         parts += ["## Policies", _markdown(rows)]
+    if problems := _read_problems(workspace.paths, states):
+        parts += ["## Health", _markdown(problems)]
     if workspace.decisions:
         parts += ["## Promotion", *(f"- {decision}" for decision in workspace.decisions)]
     links = (
         f"`{REPORT}` (answers side by side), `make ui` (MLflow: runs and models), `dvc metrics show`, `dvc plots show`"
     )
     return "\n\n".join([*parts, "## Where to look", links])
+
+
+def _read_problems(paths: Paths, states: dict[str, State[Any]]) -> list[dict[str, str]]:
+    """One row per health rule that warns of a complete training or would stop it, the worst first."""
+    rows: list[dict[str, str]] = []
+    for stage in (name for name, state in states.items() if state.is_completed()):
+        path = paths.report(*stage.split("@")) / "health.json"
+        findings = json.loads(path.read_text(encoding="utf-8"))["findings"] if path.exists() else []
+        rows += [
+            {"training": stage, "verdict": found["verdict"], "rule": found["rule"], "figure": found["finding"]}
+            | {"what it means": found["meaning"], "what to do": found["remedy"]}
+            for found in findings
+            if found["verdict"] != "ok"
+        ]
+    return sorted(rows, key=lambda row: row["verdict"] != "stop")
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from rlhf.curves import Log, write_json
 from rlhf.errors import UserError
 from rlhf.params import Params
@@ -20,6 +24,9 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     for name, folder in policies.items():
         if not (folder / "config.json").exists():
             raise UserError(f"{folder.relative_to(paths.root)} holds no model; run `dvc repro` to train {name} first")
+    reports = {name: paths.report(name) for name in ("sft", "reward")}
+    reports |= {name: paths.report("policy", name) for name in params.policies}
+    health = {name: _read_health(folder / "health.json", paths.root) for name, folder in reports.items()}
     reward = paths.model("reward")
     files = EvaluationFiles(
         policies=policies,
@@ -30,8 +37,15 @@ def run(params: Params, paths: Paths, log: Log) -> None:
         preferences=paths.rows("preferences", "test"),
     )
     yardstick, measured = evaluate_policies(params.evaluate, files, params.seed)
-    write_json(paths.report("evaluate") / "samples.json", write_report(paths.report("evaluate"), yardstick, measured))
+    samples = write_report(paths.report("evaluate"), yardstick, measured, health)
+    write_json(paths.report("evaluate") / "samples.json", samples)
     metrics = {name: one.metrics for name, one in measured.items()}
     write_json(paths.metrics("evaluate"), metrics)
     for name, figures in metrics.items():
         log({f"{name}/{key}": float(value) for key, value in figures.items() if isinstance(value, (int, float))}, 0)
+
+
+def _read_health(path: Path, root: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"{path.relative_to(root)} does not exist; run `dvc repro` to train what it describes")
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlhf.checkpoints import Checkpoints
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.errors import UserError
+from rlhf.health import write_health
 from rlhf.params import Params
 from rlhf.policies import PolicyFiles, train_policy
 from tasks.paths import Paths
@@ -30,5 +31,6 @@ def run(params: Params, paths: Paths, log: Log, name: str) -> None:
     model = train_policy(params.policies[name], files, params.seed, curves, checkpoints)
     save_model(model, load_tokenizer(files.sft), paths.model("policy", name))
     curves.write(paths.report("policy", name) / "curves.csv")
-    write_json(paths.metrics("policy", name), curves.rows[max(curves.rows)])
+    health = write_health(paths.report("policy", name), params.policies[name].algorithm, curves.rows)
+    write_json(paths.metrics("policy", name), {**curves.rows[max(curves.rows)], "health": health})
     checkpoints.clear()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf.curves import Log, write_json
+from rlhf.curves import CurveRecorder, Log, write_json
+from rlhf.health import write_health
 from rlhf.params import Params
 from tasks.paths import Paths
 
@@ -23,4 +24,6 @@ def run(params: Params, paths: Paths, log: Log) -> None:
         judge=paths.model("judge"),
         report=paths.report("reward"),
     )
-    write_json(paths.metrics("reward"), train_reward(params.reward, files, params.seed, log))
+    curves = CurveRecorder(log)
+    metrics = train_reward(params.reward, files, params.seed, curves)
+    write_json(paths.metrics("reward"), {**metrics, "health": write_health(files.report, "reward", curves.rows)})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf.curves import Log, write_json
+from rlhf.curves import CurveRecorder, Log, write_json
+from rlhf.health import write_health
 from rlhf.params import Params
 from tasks.paths import Paths
 
@@ -18,4 +19,6 @@ def run(params: Params, paths: Paths, log: Log) -> None:
         model=paths.model("sft"),
         report=paths.report("sft"),
     )
-    write_json(paths.metrics("sft"), train_sft(params.sft, files, params.seed, log))
+    curves = CurveRecorder(log)
+    metrics = train_sft(params.sft, files, params.seed, curves)
+    write_json(paths.metrics("sft"), {**metrics, "health": write_health(files.report, "sft", curves.rows)})

@@ -20,6 +20,7 @@ from rlhf.evaluation.generation import Completion, Decoding, GumbelNoise, genera
 from rlhf.evaluation.kl import completion_log_probs, kl_per_answer, kl_to_reference
 from rlhf.evaluation.report import draw_frontier, rank_prompts
 from rlhf.evaluation.yardstick import Measured
+from rlhf.health import write_health
 from rlhf.models import load_causal, load_tokenizer, save_model
 from rlhf.params_file import load_params
 from tasks.evaluate import run
@@ -280,6 +281,9 @@ def workspace(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
     # An odd number, all labelled wrongly: true and given labels cannot give the same accuracy.
     pairs = [{**row, "truth_flipped": True} for row in tiny_world.preferences[1][:7]]
     write_rows(paths.rows("preferences", "test"), pairs)
+    for folder in (paths.report("sft"), paths.report("reward"), paths.report("policy", "grpo")):
+        write_health(folder, "sft", {1: {"grad_norm": 1.0}})
+    write_health(paths.report("policy", "dpo"), "dpo", {1: {"rewards/margins": 40.0}})
     return paths
 
 
@@ -358,6 +362,8 @@ def test_the_report_shows_all_and_escapes_what_it_shows(metrics, workspace):
     assert "&lt;b&gt; &amp; co" in page
     assert "<b>" not in page
     assert "data:image/png;base64," in page
+    assert '<td>dpo</td><td class="bad">stop</td><td>margin too large</td>' in page
+    assert page.count("rules found nothing") == 3, "sft, reward and grpo"
     assert "http" not in page.replace("http-equiv", "")
     samples = json.loads((workspace.report("evaluate") / "samples.json").read_text())
     assert [row["policy"] for row in samples[:3]] == ["sft", "dpo", "grpo"]
@@ -414,6 +420,9 @@ def test_what_cannot_be_measured_ends_in_a_sentence(params, workspace, tmp_path)
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(paths.model("policy", "dpo"))
     with pytest.raises(UserError, match="the vocabulary size is"):
+        run(params, paths, no_log)
+    (paths.report("policy", "grpo") / "health.json").unlink()
+    with pytest.raises(UserError, match="reports/policy/grpo/health.json does not exist; run `dvc repro`"):
         run(params, paths, no_log)
     shutil.rmtree(paths.model("policy", "dpo"))
     with pytest.raises(UserError, match="models/policy/dpo holds no model; run `dvc repro` to train dpo first"):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.health import BROKEN, VERDICTS
 from rlhf.params_file import load_params
 from tests.tiny import ROOT, change_params, tiny_params, write_params
 
@@ -117,6 +118,18 @@ def test_metrics_keep_their_contract(pipeline: Clone) -> None:
     for name, values in figures.items():
         assert set(values) >= CONTRACT, name
     assert set(pipeline.metrics("reward")) >= {"accuracy", "auroc", "noise_rate_estimated", "length_only_accuracy"}
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", *(f"policy/{name}" for name in POLICIES)])
+def test_every_training_leaves_its_health(pipeline: Clone, name: str) -> None:
+    health = json.loads((pipeline.root / "reports" / name / "health.json").read_text(encoding="utf-8"))
+    assert pipeline.metrics(name)["health"] == VERDICTS.index(health["verdict"])
+    assert {found["rule"] for found in health["findings"]} | set(health["silent"]) >= {"no gradient"}
+    logged = (pipeline.root / "reports" / name / "curves.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    heard = {curve for found in health["findings"] for curve in found["curves"]} - {BROKEN}
+    assert heard and heard <= set(logged)
+    if name == "reward":
+        assert heard >= {"held_out_accuracy", "grad_norm"}
 
 
 def test_everything_is_in_git_or_in_dvc(pipeline: Clone) -> None:

@@ -16,6 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from rlhf.errors import UserError
+from rlhf.health import write_health
 from rlhf.params import Params
 from rlhf.params_file import load_params
 from tasks.paths import Paths
@@ -119,6 +120,7 @@ def _train(paths: Paths, params: Params, tiny_models: Path, stage: Stage = SFT) 
         report.mkdir(parents=True)
         (report / "samples.json").write_text(json.dumps([{"prompt": "a", "answer": "b"}, {"prompt": "c"}]))
         (report / "figure.html").write_text("<b>figure</b>")
+        write_health(report, "sft", {1: {"grad_norm": 0.0}})
         metrics = paths.metrics(stage.name, stage.item)
         metrics.parent.mkdir(parents=True, exist_ok=True)
         metrics.write_text(json.dumps({"loss": 0.25, "per": {"token": 2}}))
@@ -183,7 +185,12 @@ def test_a_stage_leaves_a_complete_run_under_its_parent(paths: Paths, params: Pa
     assert run.data.tags["output/models/sft"] == md5
     assert run.data.tags["input/data/validated/sft"].endswith(".dir")
     assert run.data.tags["alignflow.git_commit"] == "none"
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "reports")] == ["reports/figure.html"]
+    assert run.data.tags["alignflow.health"] == "stop"
+    assert run.data.tags["alignflow.health.no gradient"].startswith("stop; gradient norm")
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "reports")] == [
+        "reports/figure.html",
+        "reports/health.json",
+    ]
     table = client.load_table(run.info.experiment_id, "samples.json", [run.info.run_id])
     assert list(table["prompt"]) == ["a", "c"]
     model = find_model(client, run.info.experiment_id, md5)

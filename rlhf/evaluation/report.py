@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ Policies = dict[str, Measured]
 DPI = 120
 
 
-def write_report(folder: Path, yardstick: Yardstick, measured: Policies) -> list[dict[str, Any]]:
+def write_report(
+    folder: Path, yardstick: Yardstick, measured: Policies, health: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Write frontier.png, policies.csv and report.html into `folder`; return answers as flat rows.
 
     The page shows the prompts on which policies disagree most; the rows are those of the first prompts, the same ones
-    in every run, so that runs can be compared.
+    in every run, so that runs can be compared. `health` is what health.json holds of each training.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw_frontier(folder / "frontier.png", measured)
@@ -37,6 +39,7 @@ def write_report(folder: Path, yardstick: Yardstick, measured: Policies) -> list
         .get_template("report.html")
         .render(
             policies={name: one.metrics for name, one in measured.items()},
+            health=health,
             gold=yardstick.gold.name,
             temperature=yardstick.params.temperature,
             picture=base64.b64encode((folder / "frontier.png").read_bytes()).decode("ascii"),

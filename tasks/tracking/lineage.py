@@ -142,6 +142,17 @@ def validation_tags(root: Path) -> dict[str, str]:
     return {"alignflow.validation": hash_path(path), "alignflow.validation_success": str(passed).lower()}
 
 
+def health_tags(report: Path) -> dict[str, str]:
+    """The verdict of the health rules on a training's curves, and what each rule that is not content found."""
+    path = report / "health.json"
+    if not path.exists():
+        return {}
+    health = json.loads(path.read_text(encoding="utf-8"))
+    loud = [found for found in health["findings"] if found["verdict"] != "ok"]
+    rules = {f"alignflow.health.{found['rule']}": f"{found['verdict']}; {found['finding']}" for found in loud}
+    return {"alignflow.health": health["verdict"]} | rules
+
+
 def environment_tags() -> dict[str, str]:
     """What the flow and DVC say about themselves."""
     names = {

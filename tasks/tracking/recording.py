@@ -118,6 +118,8 @@ class Recording:
         for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
             if path.is_file() and self._is_fresh(path):
                 self._write_report(path, folder)
+        if self._is_fresh(folder / "health.json"):
+            self._write("tags", {"values": lineage.health_tags(folder)})
         if name != "prepare":
             self._write("tags", {"values": lineage.validation_tags(self._paths.root)})
 
