@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 from rlhf.errors import UserError
 from rlhf.params import Params
 
-TAGS = ("world", "file", "hub", "ppo", "dpo", "grpo")
+TAGS = ("world", "file", "hub", "ppo", "dpo", "kto", "orpo", "cpo", "grpo", "rloo")
 """The members of the tagged unions: pydantic puts them into an error's location, the file has no such key."""
 
 

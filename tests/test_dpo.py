@@ -3,16 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import training_rows, write_rows
-from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
-from rlhf.models import load_causal, load_tokenizer
 from rlhf.params_file import load_params
-from rlhf.policies import dpo as algorithm
-from rlhf.policies import train_policy
+from rlhf.policies import pairs, train_policy
+from tests.learning import change
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,27 +41,9 @@ def scores(monkeypatch):
             def score(self, prompts, completions):
                 return [score(answer) for answer in completions]
 
-        monkeypatch.setattr(algorithm, "RewardModel", Known)
+        monkeypatch.setattr(pairs, "RewardModel", Known)
 
     return use
-
-
-def log_prob(model, tokenizer, row, side):
-    """Of the answer's tokens given the prompt, summed."""
-    ids = torch.tensor([encode_answer(tokenizer, row["prompt"], row[side])])
-    start = len(tokenizer(row["prompt"])["input_ids"])
-    with torch.no_grad():
-        log_probs = model(ids).logits[0, :-1].log_softmax(-1)
-    return log_probs.gather(1, ids[0, 1:, None])[start - 1 :].sum().item()
-
-
-def change(params, policy_files, side):
-    """By how much training raises the mean log-probability of one side's answers."""
-    rows, tokenizer = training_rows(policy_files.preferences), load_tokenizer(policy_files.sft)
-    model = train_policy(params, policy_files, 0, no_log).eval()
-    before = load_causal(policy_files.sft).eval()
-    differences = [log_prob(model, tokenizer, row, side) - log_prob(before, tokenizer, row, side) for row in rows]
-    return sum(differences) / len(differences)
 
 
 PAIRS = [{"id": str(n), "prompt": "p", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(4)]
@@ -72,7 +51,7 @@ PAIRS = [{"id": str(n), "prompt": "p", "chosen": f"good {n}", "rejected": f"bad 
 
 def settle(params, policy_files, contradicted):
     curves = CurveRecorder(no_log)
-    rows = algorithm.settle_contradictions(
+    rows = pairs.settle_contradictions(
         PAIRS, params.model_copy(update={"contradicted": contradicted}), policy_files, curves
     )
     return rows, curves.rows

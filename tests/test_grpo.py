@@ -8,8 +8,7 @@ from rlhf.curves import CurveRecorder, no_log
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer, save_model
 from rlhf.params_file import load_params
-from rlhf.policies import grpo as algorithm
-from rlhf.policies import train_policy
+from rlhf.policies import groups, train_policy
 from rlhf.scoring import Reward
 from tests.tiny import share_of_letters
 
@@ -23,7 +22,7 @@ def params():
 
 
 def reward_with(monkeypatch, function):
-    monkeypatch.setattr(algorithm, "build_rewards", lambda *_: [Reward("mine", function, 1.0)])
+    monkeypatch.setattr(groups, "build_rewards", lambda *_: [Reward("mine", function, 1.0)])
 
 
 def test_the_policy_learns_what_is_rewarded(params, policy_files, monkeypatch):

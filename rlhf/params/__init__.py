@@ -27,13 +27,19 @@ from rlhf.params.fields import (
 )
 from rlhf.params.policies import (
     AdaptiveBeta,
+    CPOParams,
     DPOParams,
+    GroupParams,
     GRPOParams,
+    KTOParams,
     LanguageReward,
     LengthReward,
+    ORPOParams,
+    PairParams,
     PolicyParams,
     PPOParams,
     RewardMix,
+    RLOOParams,
     SamplingParams,
     Weight,
 )
@@ -50,22 +56,28 @@ from rlhf.params.training import (
 __all__ = [
     "AdapterParams",
     "AdaptiveBeta",
+    "CPOParams",
     "DPOParams",
     "DataParams",
     "EmbedParams",
     "EvaluateParams",
     "FileSource",
     "GRPOParams",
+    "GroupParams",
     "HubSource",
+    "KTOParams",
     "LanguageReward",
     "LengthReward",
     "NoiseParams",
+    "ORPOParams",
     "PPOParams",
+    "PairParams",
     "Params",
     "PolicyParams",
     "PrepareParams",
     "PretrainingParams",
     "PromoteParams",
+    "RLOOParams",
     "RatingParams",
     "RewardMix",
     "RewardParams",
@@ -124,7 +136,7 @@ class Params(Section):
             needy = sorted(
                 name
                 for name, policy in self.policies.items()
-                if policy.algorithm == "dpo" or (policy.rewards.reward_model and not self.reward.ratings)
+                if isinstance(policy, PairParams) or (policy.rewards.reward_model and not self.reward.ratings)
             )
             if needy:
                 raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -62,6 +62,9 @@ class RewardMix(Section):
 
 
 # policies -----------------------------------------------------------------------------------------
+
+Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
+"""The share of labels that a loss supposes wrong."""
 
 
 class SamplingParams(Section):
@@ -164,38 +167,128 @@ class PPOParams(TrainingParams, SamplingParams):
         return self
 
 
-class DPOParams(TrainingParams):
-    """Direct preference optimisation over TRL's trainer.
+class PairParams(TrainingParams):
+    """What every algorithm that learns from preference pairs needs.
 
-    `contradicted` says what becomes of pairs whose rejected answer the reward model scores higher; `sft_weight` is the
-    weight of the chosen answers' own negative log-likelihood beside the preference loss.
+    `contradicted` says what becomes of pairs whose rejected answer the reward model scores higher. A pair with an
+    answer longer than `max_length` tokens, prompt included, is refused.
     """
 
-    algorithm: Literal["dpo"]
+    algorithm: str
     contradicted: Literal["keep", "drop", "relabel"]
-    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"]
-    sft_weight: NonNegativeFloat
     beta: PositiveFloat
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     epochs: PositiveFloat
     max_length: PositiveInt
 
 
-class GRPOParams(TrainingParams, SamplingParams):
-    """Group-relative policy optimisation over TRL's trainer; `batch_size` counts completions."""
+class DPOParams(PairParams):
+    """Direct preference optimisation over TRL's trainer; docs/methods/dpo.md has the losses.
 
-    algorithm: Literal["grpo"]
-    steps: PositiveInt
-    rewards: RewardMix
-    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"]
-    beta: NonNegativeFloat
-    clip_range: Annotated[float, Field(gt=0, lt=1)]
-    group_size: Annotated[int, Field(ge=2)]
-    update_epochs: PositiveInt
-    scale_rewards: Literal["group", "batch", "none"]
+    `sft_weight` is the weight of the chosen answers' own negative log-likelihood beside the preference loss; `ld_alpha`
+    that of the log-probabilities of tokens beyond the shorter answer's length, null for 1.
+    """
+
+    algorithm: Literal["dpo"]
+    loss: Literal[
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "robust",
+        "sigmoid_norm",
+        "exo_pair",
+        "nca_pair",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+    ]
+    sft_weight: NonNegativeFloat
+    label_smoothing: Smoothing
+    ld_alpha: Share | None
 
     @model_validator(mode="after")
-    def _divisible(self) -> GRPOParams:
+    def _smoothing_counts(self) -> DPOParams:
+        _refuse_idle_smoothing(self.loss, self.label_smoothing, ("robust", "exo_pair", "aot"))
+        if self.loss == "exo_pair" and not self.label_smoothing:
+            raise ValueError(
+                "loss is 'exo_pair' but label_smoothing is 0, whose logarithm it takes; set label_smoothing to 0.001"
+            )
+        return self
+
+
+class KTOParams(PairParams):
+    """Kahneman-Tversky optimisation over TRL's trainer; `batch_size` counts answers, two of each pair."""
+
+    algorithm: Literal["kto"]
+    loss: Literal["kto", "apo_zero_unpaired"]
+    desirable_weight: PositiveFloat
+    undesirable_weight: PositiveFloat
+
+    @model_validator(mode="after")
+    def _has_neighbours(self) -> KTOParams:
+        if self.loss == "kto" and self.batch_size == 1:
+            raise ValueError(
+                "batch_size is 1 but loss 'kto' estimates its KL from the other answers of a batch; raise batch_size"
+            )
+        return self
+
+
+class ORPOParams(PairParams):
+    """Odds ratio preference optimisation over TRL's trainer; `beta` weighs the odds ratio (the paper's λ)."""
+
+    algorithm: Literal["orpo"]
+
+
+class CPOParams(PairParams):
+    """Contrastive preference optimisation over TRL's trainer, and SimPO, whose margin is `gamma`.
+
+    `sft_weight` is the weight of the chosen answers' own negative log-likelihood: 1 in CPO, 0 in SimPO.
+    """
+
+    algorithm: Literal["cpo"]
+    loss: Literal["sigmoid", "hinge", "ipo", "simpo"]
+    gamma: NonNegativeFloat | None
+    sft_weight: NonNegativeFloat
+    label_smoothing: Smoothing
+
+    @model_validator(mode="after")
+    def _loss_takes_them(self) -> CPOParams:
+        _refuse_idle_smoothing(self.loss, self.label_smoothing, ("sigmoid", "simpo"))
+        if self.loss == "simpo" and self.gamma is None:
+            raise ValueError("loss is 'simpo' but gamma is null; give the margin, such as 0.5")
+        if self.loss != "simpo" and self.gamma is not None:
+            raise ValueError(f"gamma is {self.gamma:g} but loss {self.loss!r} has no margin; set gamma to null")
+        return self
+
+
+def _refuse_idle_smoothing(loss: str, label_smoothing: float, takers: tuple[str, ...]) -> None:
+    if label_smoothing and loss not in takers:
+        raise ValueError(
+            f"label_smoothing is {label_smoothing:g} but loss {loss!r} takes no notice of it; "
+            f"set label_smoothing to 0, or loss to {' or '.join(takers)}"
+        )
+
+
+class GroupParams(TrainingParams, SamplingParams):
+    """What every algorithm needs that compares the answers of a group; `batch_size` counts answers.
+
+    `clip_range_high` null stands for `clip_range`.
+    """
+
+    algorithm: str
+    steps: PositiveInt
+    rewards: RewardMix
+    beta: NonNegativeFloat
+    clip_range: Annotated[float, Field(gt=0, lt=1)]
+    clip_range_high: PositiveFloat | None
+    group_size: Annotated[int, Field(ge=2)]
+    update_epochs: PositiveInt
+    mask_truncated: bool
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
         if self.batch_size * self.gradient_accumulation_steps % self.group_size:
             raise ValueError(
                 f"batch_size × gradient_accumulation_steps = {self.batch_size * self.gradient_accumulation_steps} "
@@ -204,4 +297,40 @@ class GRPOParams(TrainingParams, SamplingParams):
         return self
 
 
-PolicyParams = Annotated[PPOParams | DPOParams | GRPOParams, Field(discriminator="algorithm")]
+class GRPOParams(GroupParams):
+    """Group-relative policy optimisation over TRL's trainer.
+
+    With `loss: cispo` the ratio itself is capped at `clip_range_high`; with the others at 1 + `clip_range_high`.
+    """
+
+    algorithm: Literal["grpo"]
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"]
+    importance_sampling_level: Literal["token", "sequence"]
+    scale_rewards: Literal["group", "batch", "none"]
+
+    @model_validator(mode="after")
+    def _ratio_fits_the_loss(self) -> GRPOParams:
+        if self.importance_sampling_level == "sequence" and self.loss != "grpo":
+            raise ValueError(
+                f"importance_sampling_level is 'sequence' but loss {self.loss!r} sums over tokens, so that long "
+                "answers would count more; set loss to grpo, or importance_sampling_level to token"
+            )
+        if self.loss == "cispo" and (self.clip_range_high is None or self.clip_range_high <= 1):
+            raise ValueError(
+                f"clip_range_high is {self.clip_range_high or 'null'} but loss 'cispo' caps the ratio itself there, "
+                "which is 1 at first; set clip_range_high above 1, such as 5"
+            )
+        return self
+
+
+class RLOOParams(GroupParams):
+    """REINFORCE with a leave-one-out baseline over TRL's trainer; the KL is a part of the reward."""
+
+    algorithm: Literal["rloo"]
+    whiten_advantages: bool
+
+
+PolicyParams = Annotated[
+    PPOParams | DPOParams | KTOParams | ORPOParams | CPOParams | GRPOParams | RLOOParams,
+    Field(discriminator="algorithm"),
+]

@@ -1,4 +1,4 @@
-"""Policy optimisation: PPO of our own, DPO and GRPO over TRL."""
+"""Policy optimisation: PPO of our own; DPO, KTO, ORPO, CPO, GRPO and RLOO over TRL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from typing import Any
 
 from rlhf.checkpoints import Checkpoints
 from rlhf.curves import Log
-from rlhf.params import DPOParams, GRPOParams, PPOParams
+from rlhf.params import (
+    CPOParams,
+    DPOParams,
+    GRPOParams,
+    KTOParams,
+    ORPOParams,
+    PolicyParams,
+    PPOParams,
+    RLOOParams,
+)
+
+Settings = dict[str, Any]
+"""Arguments that the configurations of several of TRL's trainers have in common."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,7 @@ class PolicyFiles:
 
 
 def train_policy(
-    params: PPOParams | DPOParams | GRPOParams,
+    params: PolicyParams,
     files: PolicyFiles,
     seed: int,
     log: Log,
@@ -34,14 +46,32 @@ def train_policy(
     stopped.
     """
     # Imported here: TRL takes seconds, and a run needs one algorithm.
-    if isinstance(params, PPOParams):
-        from rlhf.policies.ppo import train_ppo
+    match params:
+        case PPOParams():
+            from rlhf.policies.ppo import train_ppo
 
-        return train_ppo(params, files, seed, log, checkpoints)
-    if isinstance(params, DPOParams):
-        from rlhf.policies.dpo import train_dpo
+            return train_ppo(params, files, seed, log, checkpoints)
+        case DPOParams():
+            from rlhf.policies.dpo import train_dpo
 
-        return train_dpo(params, files, seed, log)
-    from rlhf.policies.grpo import train_grpo
+            return train_dpo(params, files, seed, log)
+        case KTOParams():
+            from rlhf.policies.kto import train_kto
 
-    return train_grpo(params, files, seed, log)
+            return train_kto(params, files, seed, log)
+        case ORPOParams():
+            from rlhf.policies.orpo import train_orpo
+
+            return train_orpo(params, files, seed, log)
+        case CPOParams():
+            from rlhf.policies.cpo import train_cpo
+
+            return train_cpo(params, files, seed, log)
+        case GRPOParams():
+            from rlhf.policies.grpo import train_grpo
+
+            return train_grpo(params, files, seed, log)
+        case RLOOParams():
+            from rlhf.policies.rloo import train_rloo
+
+            return train_rloo(params, files, seed, log)

@@ -1,0 +1,81 @@
+"""Learning from rewards of groups of answers, by whichever of TRL's trainers: the common frame and the rewards."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from rlhf.curves import Log
+from rlhf.data.formats import training_rows
+from rlhf.models import load_tokenizer, lora_config, set_determinism, trainer_settings, weight_settings
+from rlhf.params import GroupParams
+from rlhf.policies import PolicyFiles, Settings
+from rlhf.scoring import Reward, build_rewards, mixed_reward
+from rlhf.training import CurveReporter, finished_policy
+
+
+@dataclass(frozen=True)
+class GroupMethod:
+    """One of TRL's trainers, and its configuration from params and common settings."""
+
+    trainer: Callable[..., Any]
+    configuration: Callable[[Any, Settings], Any]
+
+
+def train_on_groups(
+    params: GroupParams, files: PolicyFiles, seed: int, log: Log, method: GroupMethod
+) -> PreTrainedModel:
+    """The SFT model after `method` has learnt which of its answers to a prompt are rewarded more than the others."""
+    set_determinism(seed)
+    tokenizer = load_tokenizer(files.sft)
+    rewards = build_rewards(params.rewards, files.reward, params.batch_size)
+    rows = [{key: value for key, value in row.items() if key != "id"} for row in training_rows(files.prompts)]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = trainer_settings(params, seed, Path(folder)) | group_settings(params)
+        trainer = method.trainer(
+            # The path, not the model: with beta > 0 TRL loads the reference from where the policy came from.
+            model=str(files.sft),
+            reward_funcs=[reward_function(reward) for reward in rewards],
+            args=method.configuration(params, settings | {"reward_weights": [reward.weight for reward in rewards]}),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=lora_config(params.adapter, "CAUSAL_LM"),
+            callbacks=[CurveReporter(log)],
+        )
+        trainer.train()
+    return finished_policy(trainer.model, params, files.sft, tokenizer)
+
+
+def group_settings(params: GroupParams) -> Settings:
+    """How answers are drawn, and how far an update may go."""
+    return {
+        "max_steps": params.steps,
+        "beta": params.beta,
+        "epsilon": params.clip_range,
+        "epsilon_high": params.clip_range_high,
+        "num_generations": params.group_size,
+        "num_iterations": params.update_epochs,
+        "max_completion_length": params.max_new_tokens,
+        "mask_truncated_completions": params.mask_truncated,
+        "temperature": params.temperature,
+        "model_init_kwargs": weight_settings(params),
+    }
+
+
+def reward_function(reward: Reward) -> Callable[..., list[float]]:
+    """The reward as TRL calls it, checked as everywhere: a missing or non-finite value is an error."""
+
+    def score(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        _, parts = mixed_reward(
+            [reward], prompts, completions, {k: v for k, v in columns.items() if isinstance(v, list)}
+        )
+        return parts[reward.name]
+
+    score.__name__ = reward.name
+    return score

@@ -1,0 +1,112 @@
+"""Learning from preference pairs, by whichever of TRL's trainers: which pairs, how long, and the common frame."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from rlhf.curves import Log
+from rlhf.data.formats import Row, training_rows
+from rlhf.encoding import encode_answer
+from rlhf.errors import UserError
+from rlhf.models import load_causal, load_tokenizer, lora_config, set_determinism, trainer_settings
+from rlhf.params import PairParams
+from rlhf.policies import PolicyFiles, Settings
+from rlhf.scoring import RewardModel
+from rlhf.training import CurveReporter, finished_policy
+
+ENDS = 2
+"""The begin and the end token that the trainers of ORPO and CPO may add to a checked pair."""
+
+
+@dataclass(frozen=True)
+class PairMethod:
+    """One of TRL's trainers, its configuration from params and common settings, and the rows it reads from pairs."""
+
+    trainer: Callable[..., Any]
+    configuration: Callable[[Any, Settings], Any]
+    rows: Callable[[list[Row], int], list[Row]]
+    has_reference: bool
+
+
+def train_on_pairs(params: PairParams, files: PolicyFiles, seed: int, log: Log, method: PairMethod) -> PreTrainedModel:
+    """The SFT model after `method` has learnt from the preferences.
+
+    Raises UserError where there are no preferences, or one is longer than `max_length`: TRL would cut it unseen.
+    """
+    set_determinism(seed)
+    tokenizer = load_tokenizer(files.sft)
+    pairs = training_rows(files.preferences)
+    check_pairs(pairs, tokenizer, params)
+    pairs = settle_contradictions(pairs, params, files, log)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = trainer_settings(params, seed, Path(folder)) | {"num_train_epochs": params.epochs}
+        trainer = method.trainer(
+            model=load_causal(files.sft, params),
+            args=method.configuration(params, settings),
+            train_dataset=Dataset.from_list(method.rows(pairs, seed)),
+            processing_class=tokenizer,
+            peft_config=lora_config(params.adapter, "CAUSAL_LM"),
+            callbacks=[CurveReporter(log)],
+            **(_reference(params, files.sft) if method.has_reference else {}),
+        )
+        trainer.train()
+    return finished_policy(trainer.model, params, files.sft, tokenizer)
+
+
+def _reference(params: PairParams, sft: Path) -> dict[str, Any]:
+    # An adapter needs no second model: switched off, it is the reference.
+    return {"ref_model": None if params.adapter else load_causal(sft)}
+
+
+def pair_rows(pairs: list[Row], seed: int) -> list[Row]:
+    """The pairs as they are; the trainer shuffles them."""
+    return [{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs]
+
+
+def check_pairs(pairs: list[Row], tokenizer: Any, params: PairParams) -> None:
+    """Refuse an empty file and pairs that do not fit in `max_length` tokens."""
+    if not pairs:
+        raise UserError(
+            f"{params.algorithm} has no preference pairs to learn from; give prepare.data.preferences a source"
+        )
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            length = len(encode_answer(tokenizer, pair["prompt"], pair[side]))
+            if length > params.max_length:
+                raise UserError(
+                    f"preference {pair['id']} is {length} tokens long with its {side} answer, "
+                    f"max_length is {params.max_length}; "
+                    "raise max_length or lower validate.max_prompt_tokens and validate.max_completion_tokens"
+                )
+
+
+def settle_contradictions(pairs: list[Row], params: PairParams, files: PolicyFiles, log: Log) -> list[Row]:
+    """The pairs to learn from: those whose label the reward model contradicts are kept, dropped or turned round.
+
+    A reward model that did not learn its wrong labels by heart names most of them (docs/methods/dpo.md has figures).
+    Raises UserError where nothing is left, or there is no reward model.
+    """
+    if params.contradicted == "keep":
+        return pairs
+    model = RewardModel(files.reward, params.batch_size)
+    prompts = [pair["prompt"] for pair in pairs]
+    better, worse = (model.score(prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected"))
+    against = [lower > higher for higher, lower in zip(better, worse, strict=True)]
+    log({"pairs/contradicted": sum(against) / len(pairs)}, 0)
+    if params.contradicted == "relabel":
+        return [_reversed(pair) if turn else pair for pair, turn in zip(pairs, against, strict=True)]
+    kept = [pair for pair, drop in zip(pairs, against, strict=True) if not drop]
+    if not kept:
+        raise UserError("the reward model contradicts every preference; set policies' contradicted to keep")
+    return kept
+
+
+def _reversed(pair: Row) -> Row:
+    return {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]}
