@@ -260,6 +260,10 @@ RULES = (
 )  # fmt: skip
 
 
+RELATIVES = {"rloo": "grpo", "kto": "dpo", "orpo": "dpo", "cpo": "dpo"}
+"""Algorithms that are judged as another one is, as TRL calls their curves alike."""
+
+
 # verdicts -----------------------------------------------------------------------------------------
 
 
@@ -269,8 +273,9 @@ def judge_curves(algorithm: str, rows: Rows) -> Health:
     `algorithm` is that of a policy, or `sft` or `reward`. Returns the worst verdict, what each rule found and the
     names of those that lack points or a curve.
     """
-    own = [rule for rule in RULES if algorithm in rule.curves]
-    findings = [found for rule in own if (found := _apply(rule, algorithm, rows))]
+    relative = RELATIVES.get(algorithm, algorithm)
+    own = [rule for rule in RULES if relative in rule.curves]
+    findings = [found for rule in own if (found := _apply(rule, relative, rows))]
     heard = {found["rule"] for found in findings}
     return {
         "algorithm": algorithm,

@@ -7,15 +7,15 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prefect.states import Completed, Failed
 
 from flows import results
 from rlhf.curves import CurveRecorder, no_log
-from rlhf.health import BROKEN, RULES, Rule, end, judge_curves, noise, start, write_health
-from rlhf.params import Params
+from rlhf.health import BROKEN, RELATIVES, RULES, Rule, end, judge_curves, noise, start, write_health
+from rlhf.params import Params, PolicyParams
 from rlhf.policies import PolicyFiles
 from tasks import policy, sft
 from tasks.paths import Paths
@@ -255,3 +255,17 @@ def test_the_page_holds_every_rule_as_it_is() -> None:
     table = [line for line in lines if line.startswith("| **")]
     wanted = [describe(rule) for rule in RULES]
     assert table == wanted, "docs/health.md differs from rlhf/health.py; its table should be:\n" + "\n".join(wanted)
+
+
+@pytest.mark.parametrize(("algorithm", "relative"), RELATIVES.items())
+def test_relatives_are_judged_alike(algorithm: str, relative: str) -> None:
+    rows = {step: {"grad_norm": 1e-9, "reward": 1.0 - step} for step in range(6)}
+    judged = judge_curves(algorithm, rows)
+    assert judged["verdict"] == "stop"
+    assert judged == judge_curves(relative, rows) | {"algorithm": algorithm}
+
+
+def test_every_algorithm_has_rules() -> None:
+    algorithms = {kind.model_fields["algorithm"].annotation for kind in get_args(get_args(PolicyParams)[0])}
+    known = {name for rule in RULES for name in rule.curves} | set(RELATIVES)
+    assert {name for kind in algorithms for name in get_args(kind)} <= known
