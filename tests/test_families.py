@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
 
 from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import training_rows, write_rows
 from rlhf.errors import UserError
 from rlhf.models import trainer_settings
-from rlhf.params import AdapterParams, GroupParams, PairParams, PolicyParams
+from rlhf.params import AdapterParams, GroupParams, PairParams, PolicyParams, TrainingParams
 from rlhf.params_file import load_params
 from rlhf.policies import groups, train_policy
 from rlhf.policies.kto import labelled_answers
@@ -20,7 +21,8 @@ from rlhf.scoring import Reward
 from tests.learning import change, check_trained
 from tests.tiny import share_of_letters
 
-PARAMS = load_params(Path(__file__).parent.parent / "params.yaml")
+ROOT = Path(__file__).parent.parent
+PARAMS = load_params(ROOT / "params.yaml")
 DPO, GRPO = (PARAMS.policies[name].model_dump() for name in ("dpo", "grpo"))
 SMALL = {"batch_size": 8, "learning_rate": 0.01, "warmup_share": 0.0}
 PAIRS = {name: DPO[name] for name in PairParams.model_fields} | SMALL
@@ -207,6 +209,17 @@ def test_pairs_are_checked_before_training(files, tmp_path, algorithm):
         train_policy(section(algorithm), replace(files, preferences=tmp_path / "none.jsonl"), 0, no_log)
 
 
-def test_every_algorithm_has_a_page():
-    pages = Path(__file__).parent.parent / "docs" / "methods"
-    assert all((pages / f"{algorithm}.md").exists() for algorithm in BASES)
+@pytest.mark.parametrize("algorithm", BASES)
+def test_the_readme_leads_to_a_page(algorithm):
+    page = f"docs/methods/{algorithm}.md"
+    assert page in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (ROOT / page).exists()
+
+
+@pytest.mark.parametrize("algorithm", ["kto", "orpo", "cpo", "rloo"])
+def test_the_section_in_a_page_is_complete(algorithm):
+    page = (ROOT / "docs" / "methods" / f"{algorithm}.md").read_text(encoding="utf-8")
+    block = page.split("```yaml\n")[1].split("```")[0]
+    (values,) = YAML(typ="safe", pure=True).load(block)["policies"].values()
+    training = {name: DPO[name] for name in TrainingParams.model_fields}
+    assert TypeAdapter(PolicyParams).validate_python(training | values).algorithm == algorithm

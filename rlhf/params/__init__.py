@@ -25,17 +25,13 @@ from rlhf.params.fields import (
     Share,
     Temperature,
 )
+from rlhf.params.pairs import CPOParams, DPOParams, KTOParams, ORPOParams, PairParams
 from rlhf.params.policies import (
     AdaptiveBeta,
-    CPOParams,
-    DPOParams,
     GroupParams,
     GRPOParams,
-    KTOParams,
     LanguageReward,
     LengthReward,
-    ORPOParams,
-    PairParams,
     PolicyParams,
     PPOParams,
     RewardMix,
