@@ -171,6 +171,18 @@ def test_broken_rows_are_set_aside_with_reason_and_id(workspace: Paths) -> None:
         assert metrics[kind]["expectations_as_read"]["failed"]
 
 
+def test_the_same_rows_give_the_same_pages(workspace: Paths) -> None:
+    """Nothing in them tells when or how often they were made, nor tells a server who reads them."""
+    pages: list[dict[str, str]] = []
+    for _ in range(2):
+        check(workspace)
+        report = workspace.report("validate")
+        pages.append({str(page.relative_to(report)): page.read_text("utf-8") for page in report.rglob("*.html")})
+    assert pages[0] == pages[1]
+    assert len(pages[0]) >= 4
+    assert not any("dataContextId" in page for page in pages[0].values())
+
+
 def test_quarantined_rows_keep_all_their_columns(workspace: Paths) -> None:
     add(
         workspace, "sft", {"prompt": None, "completion": "w1", "reason": "own", "truth_good": False, "extra": [1, None]}
