@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import expit
-from scipy.stats import ttest_rel
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from tqdm import tqdm
 
+from noise_tables import draw, show
 from rlhf.data.files import read_file
+from rlhf.label_audit import embed_texts
 from rlhf.label_study import JUDGED, Noise
+from rlhf.pairwise import measure_margins
 from rlhf.params import TransportParams
 from rlhf.reward_losses import OBJECTIVES, TWINS, RewardBatch
 from rlhf.selective import mass_schedule, orient_batch
@@ -78,7 +80,7 @@ def load(path: Path, embedder: str, cache: Path) -> Arguments:
     place = {name: index for index, name in enumerate(texts)}
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        np.save(cache, embed(list(texts.values()), embedder))
+        np.save(cache, embed_texts(list(texts.values()), embedder)[:, :-1])
     lengths = np.log([len(text) for text in texts.values()])
     embeddings = np.hstack([np.load(cache), lengths[:, None]])
     rows = [row for row in read_file(path, "pairs").rows if row["gold"] in ("a1", "a2")]
@@ -92,19 +94,6 @@ def load(path: Path, embedder: str, cache: Path) -> Arguments:
         np.array([row["topic"] for row in rows]),
         [[vote["value"] == row["gold"] for vote in row["annotations"] if vote["value"] != "equal"] for row in rows],
     )
-
-
-def embed(texts: list[str], embedder: str) -> np.ndarray:
-    """Mean of the last hidden states, (texts, dimensions)."""
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer, model = AutoTokenizer.from_pretrained(embedder), AutoModel.from_pretrained(embedder).eval()
-    means = []
-    for text in tqdm(texts, desc="embedding"):
-        inputs = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
-        with torch.inference_mode():
-            means.append(model(**inputs).last_hidden_state[0].mean(0).numpy())
-    return np.stack(means)
 
 
 def draw_wrong(data: Arguments, noise: str, generator: np.random.Generator) -> np.ndarray:
@@ -228,105 +217,14 @@ def measure(margins: np.ndarray) -> dict[str, float]:
     place = np.minimum(((sure - 0.5) * 20).astype(int), 9)
     hit = (margins > 0) + 0.5 * (margins == 0)
     gaps = [np.abs(hit[place == k].mean() - sure[place == k].mean()) * (place == k).mean() for k in np.unique(place)]
+    known = measure_margins(margins)
     return {
-        "accuracy": float(hit.mean()),
-        "auroc": float(roc_auc_score(np.repeat([1, 0], len(margins)), np.concatenate([margins, -margins]))),
+        "accuracy": known["accuracy"],
+        "auroc": known["auroc"],
         "mae": float((1 - right).mean()),
         "r2": float(1 - np.square(1 - right).mean() / 0.25),
         "ece": float(np.sum(gaps)),
     }
-
-
-def choose(cells: list[dict[str, Any]], kind: str) -> dict[str, list[dict[str, float]]]:
-    """Of each row one result per cell: without decay, and with the decay that the noisy validation labels prefer."""
-    rows: dict[str, list[dict[str, float]]] = {
-        name: [c["rows"][name] for c in cells] for name in ("constant", "length only")
-    }
-    for cell in cells:
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        for name, row in cell["rows"].items():
-            if name.startswith(kind + " "):
-                _, decay, objective = name.split(" ", 2)
-                found.setdefault(objective.strip(), {})[decay] = row
-        for objective, by_decay in found.items():
-            if "0" in by_decay:
-                rows.setdefault(objective, []).append(by_decay["0"])
-            if len(by_decay) > 1:
-                best = max(by_decay.values(), key=lambda row: row["validation"])
-                rows.setdefault(f"{objective}, tuned decay", []).append(best)
-    return rows
-
-
-def adjust(tests: dict[str, float]) -> dict[str, float]:
-    """Holm's correction of p-values."""
-    adjusted, worst = {}, 0.0
-    for rank, name in enumerate(sorted(tests, key=lambda one: tests[one])):
-        worst = max(worst, min(1.0, tests[name] * (len(tests) - rank)))
-        adjusted[name] = worst
-    return adjusted
-
-
-def compare(rows: dict[str, list[dict[str, float]]], reference: str) -> dict[str, str]:
-    """Accuracy in percent, its paired difference to the reference with standard error; * is p < .05 (Holm)."""
-    accuracy = {name: np.array([100 * result["accuracy"] for result in results]) for name, results in rows.items()}
-    others = {name: values for name, values in accuracy.items() if name != reference}
-    significance = adjust({name: ttest_rel(values, accuracy[reference]).pvalue for name, values in others.items()})
-    shown = {reference: f"**{accuracy[reference].mean():.1f}**"}
-    for name, values in others.items():
-        difference = values - accuracy[reference]
-        error = difference.std(ddof=1) / len(difference) ** 0.5
-        star = "*" if significance[name] < 0.05 else ""
-        shown[name] = f"{values.mean():.1f} ({difference.mean():+.1f} ± {error:.1f}{star})"
-    return shown
-
-
-def show(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Tables over all kinds of noise: detection, and for either head accuracy and the other figures."""
-    print("| AUROC, precision, recall of trust | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|")
-    for name in next(iter(found.values()))[0]["detection"]:
-        cells = []
-        for results in found.values():
-            means = [np.mean([c["detection"][name][key] for c in results]) for key in ("auroc", "precision", "recall")]
-            cells.append(" ".join(f"{mean:.3f}" for mean in means))
-        print(f"| {name.strip(' ,') or 'no groups'} | " + " | ".join(cells) + " |")
-    for kind in DECAYS:
-        rows = {noise: choose(cells, kind) for noise, cells in found.items()}
-        reference = "bradley_terry, tuned decay" if kind == "linear" else "bradley_terry"
-        compared = {noise: compare(chosen, reference) for noise, chosen in rows.items()}
-        heads = [
-            f"{noise} ({len(cells)} cells, {np.mean([c['rate'] for c in cells]):.0%})" for noise, cells in found.items()
-        ]
-        print(f"\n| {kind} head | " + " | ".join(heads) + " |\n|---" + "|---" * len(heads) + "|")
-        for name in next(iter(compared.values())):
-            print(f"| {name} | " + " | ".join(table[name] for table in compared.values()) + " |")
-        print(f"\n| {kind} head: AUROC, MAE, R², ECE | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|")
-        for name in next(iter(compared.values())):
-            cells = []
-            for table in rows.values():
-                means = [np.mean([result[key] for result in table[name]]) for key in ("auroc", "mae", "r2", "ece")]
-                cells.append(" ".join(f"{mean:.2f}" for mean in means))
-            print(f"| {name} | " + " | ".join(cells) + " |")
-
-
-def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Differences of accuracy to Bradley-Terry, one panel per kind of noise, for the head that memorises."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.1 * len(found) + 1.5, 5.5), layout="constrained")
-    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for panel, (noise, cells) in zip(panels, found.items(), strict=True):
-        rows = choose(cells, "mlp")
-        names = [name for name in rows if name not in ("constant", "bradley_terry")][::-1]
-        base = np.array([100 * result["accuracy"] for result in rows["bradley_terry"]])
-        gaps = [np.array([100 * result["accuracy"] for result in rows[name]]) - base for name in names]
-        colours = ["#b3261e" if "selective" in name else "#33658a" for name in names]
-        panel.barh(names, [gap.mean() for gap in gaps], color=colours)
-        errors = [gap.std(ddof=1) / len(gap) ** 0.5 for gap in gaps]
-        panel.errorbar([gap.mean() for gap in gaps], names, xerr=errors, fmt="none", color="black", linewidth=1)
-        panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_title(f"{noise}, {np.mean([cell['rate'] for cell in cells]):.0%} wrong")
-        panel.set_xlabel("accuracy against Bradley-Terry, points")
-    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
