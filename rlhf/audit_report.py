@@ -14,6 +14,7 @@ from rlhf.audit import rank_suspects
 from rlhf.curves import rounded_number
 from rlhf.neighbours import Contradictions
 from rlhf.noise import NoiseEstimate
+from rlhf.pages import open_templates
 from rlhf.trust import Trust
 
 if TYPE_CHECKING:
@@ -118,15 +119,7 @@ def sample_suspects(audit: LabelAudit, count: int) -> list[dict[str, Any]]:
 
 
 def _render(audit: LabelAudit, shown: list[int]) -> str:
-    from jinja2 import Environment, FileSystemLoader, select_autoescape
-
     columns = audit.columns()
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pairs = []
     for place in shown:
         pair = {name: values[place] for name, values in columns.items()}
@@ -134,13 +127,17 @@ def _render(audit: LabelAudit, shown: list[int]) -> str:
         pair["neighbours"] = [{name: _cut(texts[other]) for name, texts in audit.texts.items()} for other in near]
         pairs.append(pair)
     rates = audit.trust.rates if audit.trust and audit.groups else {}
-    return environment.get_template("label_audit.html").render(
-        pairs=pairs,
-        audit=audit,
-        counts=Counter(audit.actions),
-        rates=sorted(((n, r) for n, r in rates.items() if r > audit.rate), key=lambda one: (-one[1], one[0])),
-        figures=[name for name in ("wrong", "called_wrong", "contradicting", *audit.figures) if name in columns],
-        sides=[name for name in audit.texts if name != "prompt"],
+    return (
+        open_templates(Path(__file__).parent)
+        .get_template("label_audit.html")
+        .render(
+            pairs=pairs,
+            audit=audit,
+            counts=Counter(audit.actions),
+            rates=sorted(((n, r) for n, r in rates.items() if r > audit.rate), key=lambda one: (-one[1], one[0])),
+            figures=[name for name in ("wrong", "called_wrong", "contradicting", *audit.figures) if name in columns],
+            sides=[name for name in audit.texts if name != "prompt"],
+        )
     )
 
 

@@ -76,12 +76,12 @@ def encode_sides(tokenizer: Any, rows: Sequence[Row], columns: Sequence[str]) ->
 
 
 @contextmanager
-def captured_states(model: Any) -> Iterator[list[torch.Tensor]]:
-    """Collect what the score head of `model` is fed: (batch, tokens, dimensions), the last hidden states only."""
-    states: list[torch.Tensor] = []
-    handle = model.score.register_forward_pre_hook(lambda _head, inputs: states.append(inputs[0]))
+def captured_inputs(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect the first argument of every call of `module`: of a model's head, its last hidden states."""
+    inputs: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:
-        yield states
+        yield inputs
     finally:
         handle.remove()
 
@@ -108,7 +108,7 @@ def read_batch(
     for rows in order.split(GROUP):
         longest = int(lengths[rows].max())
         part = {name: value[rows, :longest] for name, value in batch.items()}
-        with captured_states(head) as states:
+        with captured_inputs(head.score) as states:
             scores.append(model(**part, use_cache=False).logits.float().squeeze(-1))
         embeddings.append(pool_last(states[0], part["input_ids"], padding).float())
     back = order.argsort()

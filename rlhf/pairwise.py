@@ -93,16 +93,16 @@ class PairwiseTrainer(RewardTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        section = self.section
         rows = self._whole(inputs.pop("rows")).cpu().numpy()
         head: Any = self.accelerator.unwrap_model(model)
         scores, embeddings = read_batch(model, head, inputs, self.padding)
         sides = len(scores) * self.accelerator.num_processes // len(rows)
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(scores)
         reading = Reading(self._whole(scores, sides), self._whole(embeddings.detach(), sides), labels)
-        if self.section.objective in TWINS:
+        if section.objective in TWINS:
             peer_scores, _ = read_batch(head.peer, head.peer, inputs, self.padding)
             reading = replace(reading, peer_scores=self._whole(peer_scores, sides))
-        section = self.section
         mass = mass_schedule(self.state.epoch or 0.0, section.warmup_epochs, section.ramp_epochs, self.noise_rate)
         known = Known(self.verdict, rows, mass, self.noise_rate)
         loss, margins, kept = reward_loss(section, reading, known, self.generator)

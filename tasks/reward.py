@@ -11,9 +11,9 @@ from tasks.paths import Paths
 def run(params: Params, paths: Paths, log: Log) -> None:
     """Read models/sft, data/embeddings and validated rows; write models/reward, models/judge, metrics and reports."""
     from rlhf.reward import train_reward
-    from rlhf.reward_rows import RewardFiles
+    from rlhf.reward_rows import RewardFiles, kind_of
 
-    kind = "ratings" if params.reward.ratings else "preferences"
+    kind = kind_of(params.reward)
     files = RewardFiles(
         start=paths.model("sft"),
         embedder=paths.embedder(params.embed.model),

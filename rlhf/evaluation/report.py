@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, select_autoescape
+from jinja2 import Environment
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from rlhf.curves import rounded_number
 from rlhf.evaluation.comparison import Estimate, estimate_mean
 from rlhf.evaluation.yardstick import SFT, Measured, Yardstick
+from rlhf.pages import open_templates
 
 Policies = dict[str, Measured]
 
@@ -51,12 +52,7 @@ def write_report(
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates(Path(__file__).parent)
     environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
     return environment
 

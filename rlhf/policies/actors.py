@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf.errors import UserError, first_line
+from rlhf.examples import captured_inputs
 from rlhf.models import fresh_head_expected, load_causal, lora_config
 from rlhf.params import AdapterParams, PPOParams
 from rlhf.policies import PolicyFiles
@@ -108,7 +109,7 @@ class Models:
             return response_logits(self.policy, batch), self._own_values(batch)
         if self._second_adapter:
             return response_logits(self.policy, batch), self._adapter_values(batch, self.critic)
-        with inputs_of(self.policy.get_output_embeddings()) as states:
+        with captured_inputs(self.policy.get_output_embeddings()) as states:
             logits = response_logits(self.policy, batch)
         return logits, self.critic(states[0][:, -logits.shape[1] - 1 : -1])
 
@@ -162,17 +163,6 @@ def response_logits(model: Any, batch: Batch) -> Tensor:
     """The logits that predict each response token: (batch, response, vocabulary)."""
     length = batch.tokens.shape[1] - batch.prompt_length
     return model(**inputs(batch), logits_to_keep=length + 1).logits[:, -length - 1 : -1]
-
-
-@contextmanager
-def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the first argument of every call of `module`."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 # loading ------------------------------------------------------------------------------------------
