@@ -78,10 +78,6 @@ def _per_token(kl: Series, length: Series | None = None) -> float:
     return end(kl) / (max(end(length), 1.0) if length else 1.0)
 
 
-def _over_optimisation(gold: Series, proxy: Series) -> float:
-    return min(-_gain(gold), _gain(proxy))
-
-
 def _over_best(curve: Series) -> float:
     return curve[-1] / max(min(curve), _LEAST) - 1
 
@@ -182,15 +178,11 @@ RULES = (
         "Lower the learning rate; see whether the KL, the length or the stop rate broke first.",
     ),
     Rule(
-        "over-optimisation",
-        {
-            "ppo": ("rewards/answer", "rewards/reward_model"),
-            "grpo": ("rewards/answer/mean", "rewards/reward_model/mean"),
-        },
-        _over_optimisation, "fall of right answers or rise of the reward model's score, the smaller one as a share",
-        "above", 0.05, 0.3, 4,
-        "The reward model likes the answers more and more while fewer of them are right: its errors are being learnt.",
-        "Raise beta, train for fewer steps, or give the reward answer more weight than reward_model.",
+        "over-optimisation", dict.fromkeys(("ppo", "grpo", "dpo"), ("watch/over_optimised",)), sum,
+        "looks at which gold had fallen significantly while the proxy had risen", "above", 0, None, 2,
+        "The reward model likes the answers more and more while they get worse: its errors are being learnt. The state "
+        "with the highest gold reward was kept.",
+        "Raise beta, train for fewer steps, or mend the reward model (alignflow audit).",
     ),
     Rule(
         "answers cut off", {"grpo": ("completions/clipped_ratio",)}, _level,

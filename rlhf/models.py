@@ -196,6 +196,17 @@ def lora_config(adapter: AdapterParams | None, task: str) -> LoraConfig | None:
     )
 
 
+@contextmanager
+def adapters_kept(model: Any) -> Iterator[None]:
+    """Switch adapters inside; PEFT freezes one that it switches off, afterwards all train as before."""
+    trained = [value for value in model.parameters() if value.requires_grad]
+    try:
+        yield
+    finally:
+        for value in trained:
+            value.requires_grad_(True)
+
+
 def merge_adapter(model: Any, sample: dict[str, Any]) -> PreTrainedModel:
     """Fold a PEFT adapter into its base model and check that the logits on `sample` stay.
 

@@ -1,4 +1,4 @@
-"""What supervised trainers share: reporting curves, evaluating at even steps, and going back to the best step."""
+"""What trainers share: reporting curves, looking up at even steps, and going back to the best one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -50,17 +50,35 @@ def evaluation_steps(total: int, evaluations: int) -> set[int]:
     return {max(1, round(total * part / evaluations)) for part in range(1, evaluations + 1)}
 
 
-class EarlyStopping(TrainerCallback):
-    """Evaluates at even steps, remembers the weights of the lowest held-out loss, stops when patience is spent.
+class Snapshot:
+    """The trained weights of a model at some step, in CPU memory; those of an adapter are few."""
 
-    The best weights wait in CPU memory (the trained ones only, so an adapter is small), not in checkpoints.
-    """
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def take(self, model: Any) -> None:
+        self.weights = {name: value.detach().to("cpu", copy=True) for name, value in _trained(model)}
+
+    def put_back(self, model: Any) -> None:
+        """The model as it was; nothing happens where none was taken."""
+        with torch.no_grad():
+            for name, value in _trained(model):
+                if name in self.weights:
+                    value.copy_(self.weights[name])
+
+
+def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+
+
+class EarlyStopping(TrainerCallback):
+    """Evaluates at even steps, remembers the weights of the lowest held-out loss, stops when patience is spent."""
 
     def __init__(self, model: Any, evaluations: int, patience: int) -> None:
         self._model = model
         self._evaluations = evaluations
         self._patience = patience
-        self._best: dict[str, torch.Tensor] = {}
+        self._best = Snapshot()
         self.best_loss = math.inf
         self.best_step = 0
         self._failures = 0
@@ -74,20 +92,49 @@ class EarlyStopping(TrainerCallback):
         loss = (metrics or {})["eval_loss"]
         if loss < self.best_loss:
             self.best_loss, self.best_step, self._failures = loss, state.global_step, 0
-            self._best = {name: value.detach().to("cpu", copy=True) for name, value in self._trained()}
+            self._best.take(self._model)
         else:
             self._failures += 1
             control.should_training_stop = self._failures >= self._patience
 
     def restore(self) -> None:
         """Put the best weights back; nothing happens where nothing was evaluated."""
-        with torch.no_grad():
-            for name, value in self._trained():
-                if name in self._best:
-                    value.copy_(self._best[name])
+        self._best.put_back(self._model)
 
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, value) for name, value in self._model.named_parameters() if value.requires_grad]
+
+class Watch(Protocol):
+    """Who looks at a policy as it trains, and knows which of its states was the best."""
+
+    def look(self, model: Any, step: int, total: int) -> bool:
+        """Measure the model where a look is due after `step` of `total` steps; true where training shall end."""
+        ...
+
+    def roll_back(self, model: Any, step: int) -> None:
+        """Make of the model, trained for `step` steps, the best one that was seen."""
+        ...
+
+
+class Watching(TrainerCallback):
+    """Has a Watch look at the model that a trainer of transformers trains."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        self._watch.look(model, state.global_step, state.max_steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        if self._watch.look(model, state.global_step, state.max_steps):
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        self._watch.roll_back(model, state.global_step)
 
 
 def fold_adapter(

@@ -17,6 +17,7 @@ def run(params: Params, paths: Paths, log: Log) -> None:
 
     Raises UserError where a model is missing.
     """
+    from rlhf.evaluation.frontier import trace_frontier
     from rlhf.evaluation.report import write_report
     from rlhf.evaluation.yardstick import SFT, EvaluationFiles, evaluate_policies
 
@@ -37,7 +38,11 @@ def run(params: Params, paths: Paths, log: Log) -> None:
         preferences=paths.rows("preferences", "test"),
     )
     yardstick, measured = evaluate_policies(params.evaluate, files, params.seed)
-    samples = write_report(paths.report("evaluate"), yardstick, measured, health)
+    curves = {name: paths.report("policy", name) / "curves.csv" for name in params.policies}
+    frontier = trace_frontier(yardstick, measured, curves)
+    for name, one in measured.items():
+        one.metrics["frontier_area"] = frontier.area(name, params.evaluate.kl_budget)
+    samples = write_report(paths.report("evaluate"), yardstick, measured, frontier, health)
     write_json(paths.report("evaluate") / "samples.json", samples)
     metrics = {name: one.metrics for name, one in measured.items()}
     write_json(paths.metrics("evaluate"), metrics)

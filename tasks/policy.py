@@ -8,6 +8,7 @@ from rlhf.errors import UserError
 from rlhf.health import write_health
 from rlhf.params import Params
 from rlhf.policies import PolicyFiles, train_policy
+from rlhf.training import Watch
 from tasks.paths import Paths
 
 CHECKPOINTS = {"seconds": 60.0, "share": 0.05}
@@ -27,10 +28,26 @@ def run(params: Params, paths: Paths, log: Log, name: str) -> None:
         preferences=paths.rows("preferences", "train"),
     )
     curves = CurveRecorder(log)
+    watch = _watch(params, paths, curves)
     checkpoints = Checkpoints(paths.checkpoints("policy", name), **CHECKPOINTS)
-    model = train_policy(params.policies[name], files, params.seed, curves, checkpoints)
+    model = train_policy(params.policies[name], files, params.seed, curves, checkpoints, watch)
     save_model(model, load_tokenizer(files.sft), paths.model("policy", name))
     curves.write(paths.report("policy", name) / "curves.csv")
     health = write_health(paths.report("policy", name), params.policies[name].algorithm, curves.rows)
     write_json(paths.metrics("policy", name), {**curves.rows[max(curves.rows)], "health": health})
     checkpoints.clear()
+
+
+def _watch(params: Params, paths: Paths, log: Log) -> Watch | None:
+    from rlhf.watch import GoldWatch, WatchFiles
+
+    if params.evaluate.watch is None:
+        return None
+    reward = paths.model("reward")
+    files = WatchFiles(
+        sft=paths.model("sft"),
+        reward=reward if (reward / "config.json").exists() else None,
+        judge=paths.model("judge"),
+        prompts=paths.rows("prompts", "test"),
+    )
+    return GoldWatch(params.evaluate.watch, params.evaluate, files, params.seed, log)

@@ -5,17 +5,19 @@ import hashlib
 import json
 import math
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from rlhf.curves import no_log
+from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import read_rows, write_rows
 from rlhf.encoding import encode_prompt
 from rlhf.errors import UserError
-from rlhf.evaluation.comparison import QUANTILE, compare, estimate_mean, estimate_share, score_interval
+from rlhf.evaluation.comparison import QUANTILE, Estimate, compare, estimate_mean, estimate_share, score_interval
+from rlhf.evaluation.frontier import Frontier, Point, area_under, expected_best
 from rlhf.evaluation.generation import Completion, Decoding, GumbelNoise, generate
 from rlhf.evaluation.kl import completion_log_probs, kl_per_answer, kl_to_reference
 from rlhf.evaluation.report import draw_frontier, rank_prompts
@@ -263,7 +265,7 @@ def test_means_have_intervals():
 @pytest.fixture(scope="module")
 def params():
     params = load_params(ROOT / "params.yaml")
-    evaluate = {"prompts": 10, "max_new_tokens": 8, "batch_size": 4, "samples_shown": 4}
+    evaluate = {"prompts": 10, "max_new_tokens": 8, "batch_size": 4, "samples_shown": 4, "best_of": 2}
     policies = {name: params.policies[name] for name in ("dpo", "grpo")}
     return params.model_copy(update={"evaluate": params.evaluate.model_copy(update=evaluate), "policies": policies})
 
@@ -281,10 +283,22 @@ def workspace(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
     # An odd number, all labelled wrongly: true and given labels cannot give the same accuracy.
     pairs = [{**row, "truth_flipped": True} for row in tiny_world.preferences[1][:7]]
     write_rows(paths.rows("preferences", "test"), pairs)
+    for name, looks in {"grpo": [], "dpo": [(0, 0.5, 0.0), (20, 0.75, 0.25)]}.items():
+        curves = CurveRecorder(no_log)
+        curves({"loss": 1.0}, 10)
+        for step, gold, kl in looks:
+            curves(look(gold, kl), step)
+        curves.write(paths.report("policy", name) / "curves.csv")
     for folder in (paths.report("sft"), paths.report("reward"), paths.report("policy", "grpo")):
         write_health(folder, "sft", {1: {"grad_norm": 1.0}})
     write_health(paths.report("policy", "dpo"), "dpo", {1: {"rewards/margins": 40.0}})
     return paths
+
+
+def look(gold, kl):
+    """What a watch logs of a policy, as far as the frontier reads it."""
+    names = [f"watch/{reward}_reward{end}" for reward in ("gold", "proxy") for end in ("", "_low", "_high")]
+    return {"watch/kl_to_sft": kl, **dict.fromkeys(names, gold)}
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +363,8 @@ def test_preference_figures_by_hand(metrics, workspace, params):
 
 def test_the_stage_writes_the_same_bytes_twice(metrics, params, workspace):
     before = outputs(workspace)
-    assert set(before) == {"evaluate.json", "frontier.png", "policies.csv", "report.html", "samples.json"}
+    tables = {"evaluate.json", "frontier.csv", "policies.csv", "samples.json"}
+    assert set(before) == {*tables, "frontier.png", "report.html"}
     logged = []
     run(params, workspace, lambda figures, step: logged.append(figures))
     assert outputs(workspace) == before
@@ -443,10 +458,52 @@ def test_prompts_with_disagreement_come_first_then_those_all_get_wrong():
 
 
 def test_the_picture_is_drawn_with_and_without_proxy(tmp_path):
-    policies = {"sft": measured([0, 1, 0]), "ppo": measured([1, 1, 0], kl=(1.0, 2.0, 0.5))}
-    draw_frontier(tmp_path / "gold.png", policies)
-    for policy in policies.values():
-        policy.proxy = [0.1, 0.2, 0.3]
-    draw_frontier(tmp_path / "both.png", policies)
+    estimate = Estimate(0.5, 0.4, 0.6)
+    for name, proxy in {"gold.png": None, "both.png": estimate}.items():
+        saved = {policy: Point(policy, None, 0.0, estimate, proxy) for policy in ("sft", "ppo")}
+        draw_frontier(tmp_path / name, Frontier({"ppo": [saved["sft"], saved["ppo"]]}, saved, []))
     widths = [int.from_bytes((tmp_path / name).read_bytes()[16:20], "big") for name in ("gold.png", "both.png")]
     assert widths[1] == 2 * widths[0]
+
+
+# frontier -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("states", "area"),
+    [
+        ([(0, 0.5)], 0.0),
+        ([(0, 0.5), (1.0, 0.7)], 0.1),
+        ([(0, 0.5), (1.0, 0.7), (0.5, 0.9)], 0.3),
+        ([(0, 0.5), (1.0, 0.4), (1.5, 0.6)], 0.025),
+        ([(0, 0.5), (-0.1, 0.6)], 0.1),
+        ([(0, 0.5), (2.5, 0.9)], 0.0),
+    ],
+    ids=["no training", "one step up", "the best so far counts", "a loss counts for nothing", "below 0", "too far"],
+)
+def test_the_area_under_a_frontier_by_hand(states, area):
+    assert area_under(states, 2.0) == pytest.approx(area)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_the_best_of_some_answers_is_the_mean_over_all_choices(size):
+    values, scores = [0.0, 1.0, 0.0, 1.0, 1.0], [0.3, 0.1, 0.9, 0.5, 0.2]
+    chosen = [max(places, key=scores.__getitem__) for places in combinations(range(5), size)]
+    by_hand = sum(values[place] for place in chosen) / len(chosen)
+    assert expected_best(values, scores, size) == pytest.approx(by_hand)
+
+
+def test_the_frontier_holds_saved_policies_their_paths_and_the_best_of_n(metrics, workspace, params):
+    with (workspace.report("evaluate") / "frontier.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["policy"], row["step"]) for row in rows] == [
+        ("sft", ""), ("dpo", ""), ("grpo", ""), ("dpo", "0"), ("dpo", "20"), ("best of n", "2")
+    ]  # fmt: skip
+    assert float(rows[1]["gold_reward"]) == pytest.approx(metrics["dpo"]["gold_reward"], rel=1e-4)
+    assert float(rows[4]["kl_to_sft"]) == 0.25
+    assert float(rows[5]["kl_to_sft"]) == pytest.approx(math.log(2) - 0.5, rel=1e-4)
+    best, plain = float(rows[5]["proxy_reward"]), float(rows[0]["proxy_reward"])
+    assert best > plain
+    budget = params.evaluate.kl_budget
+    assert metrics["dpo"]["frontier_area"] == pytest.approx(0.25 * (budget - 0.25) / budget, rel=1e-4)
+    assert metrics["sft"]["frontier_area"] == 0

@@ -48,11 +48,7 @@ CASES: dict[str, dict[str, Curves]] = {
     "clipping too often": {"ok": [flat(0.1)], "warn": [flat(0.3)], "stop": [flat(0.6)]},
     "groups all equal": {"ok": [ramp(0.1, 0.4)], "warn": [ramp(0.1, 0.8)], "stop": [flat(1)]},
     "reward falls": {"ok": [ramp(0.5, 0.7)], "warn": [ramp(0.5, 0.4)], "stop": [ramp(0.5, 0.1)]},
-    "over-optimisation": {
-        "ok": [ramp(0.6, 0.8), ramp(1, 2)],
-        "warn": [ramp(0.6, 0.5), ramp(1, 1.3)],
-        "stop": [ramp(0.6, 0.2), ramp(1, 3)],
-    },
+    "over-optimisation": {"ok": [flat(0)], "warn": [[0.0, 0.0, 1.0]]},
     "answers cut off": {"ok": [flat(0.05)], "warn": [ramp(0, 0.3)], "stop": [ramp(0, 0.9)]},
     "answers do not end": {"ok": [flat(0.95)], "warn": [flat(0.8)], "stop": [flat(0.3)]},
     "stop rate falls": {"ok": [flat(0.4)], "warn": [ramp(1, 0.85)], "stop": [ramp(1, 0.5)]},
@@ -144,7 +140,7 @@ def test_the_worst_verdict_counts_and_stands_first(tmp_path: Path) -> None:
     health = json.loads(first)
     assert health["verdict"] == "stop"
     assert [found["verdict"] for found in health["findings"]][:3] == ["stop", "warn", "ok"]
-    assert health["silent"] == ["chosen answers become less likely"]
+    assert health["silent"] == ["over-optimisation", "chosen answers become less likely"]
     write_health(tmp_path, "dpo", dict(reversed(rows.items())))
     assert (tmp_path / "health.json").read_bytes() == first
     assert judge_curves("reward", {}) | {"silent": []} == {
@@ -166,6 +162,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, policy_files: PolicyFile
     for kind, source in {"prompts": policy_files.prompts, "preferences": policy_files.preferences}.items():
         paths.rows(kind, "train").parent.mkdir(parents=True)
         shutil.copy(source, paths.rows(kind, "train"))
+    write_rows(paths.rows("prompts", "test"), tiny_world.prompts[1])
     for split, rows in zip(("train", "test"), (tiny_world.sft[0][:16], tiny_world.sft[0][:4]), strict=True):
         write_rows(paths.rows("sft", split), rows)
     return paths

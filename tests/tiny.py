@@ -24,7 +24,8 @@ _PRETRAINING = {
     "batch_size": 4,
 }
 _TRAINING = {"batch_size": 8, "steps": 2, "epochs": 1, "group_size": 4, "max_new_tokens": 8, "evaluations": 1}
-_EVALUATE = {"prompts": 8, "max_new_tokens": 8, "batch_size": 8, "samples_shown": 2}
+_EVALUATE = {"prompts": 8, "max_new_tokens": 8, "batch_size": 8, "samples_shown": 2, "best_of": 2}
+_WATCH = {"evaluations": 2, "prompts": 4}
 _GATES = {
     "max_quarantined_share": 0.5,
     "min_rows": 1,
@@ -45,6 +46,8 @@ def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
     for section in (params["sft"], params["embed"], params["reward"], *params["policies"].values()):
         _shrink(section, _TRAINING)
     _shrink(params["evaluate"], _EVALUATE)
+    if watch := params["evaluate"]["watch"]:
+        _shrink(watch, _WATCH)
     return params
 
 

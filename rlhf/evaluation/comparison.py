@@ -19,22 +19,23 @@ class Estimate:
     high: float
 
 
-def compare(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
+def compare(ours: Sequence[float], theirs: Sequence[float], quantile: float = QUANTILE) -> Estimate:
     """The share of prompts on which `ours` is the higher reward, ties counting half, with a 95 % interval.
 
+    Another `quantile` of the normal distribution gives another interval.
     Raises ValueError where the lengths differ or there is nothing to compare.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"{len(ours)} rewards against {len(theirs)}; give one of each per prompt, at least one prompt")
     wins = sum(a > b for a, b in zip(ours, theirs, strict=True))
     losses = sum(a < b for a, b in zip(ours, theirs, strict=True))
-    low, high = score_interval(wins, losses, len(ours))
+    low, high = score_interval(wins, losses, len(ours), quantile)
     return Estimate(0.5 + (wins - losses) / (2 * len(ours)), 0.5 + low / 2, 0.5 + high / 2)
 
 
-def score_interval(wins: int, losses: int, prompts: int) -> tuple[float, float]:
-    """The 95 % score interval of P(win) − P(loss) from paired outcomes, ties included. Source: Tango, Statistics in
-    Medicine 17 (1998) 891–908.
+def score_interval(wins: int, losses: int, prompts: int, quantile: float = QUANTILE) -> tuple[float, float]:
+    """The score interval, 95 % by default, of P(win) − P(loss) from paired outcomes, ties included. Source: Tango,
+    Statistics in Medicine 17 (1998) 891–908.
 
     The differences Δ that a score test does not reject. Unlike the bootstrap or the normal approximation it does not
     shrink to a point where a handful of prompts are all won or all tied.
@@ -49,8 +50,8 @@ def score_interval(wins: int, losses: int, prompts: int) -> tuple[float, float]:
         variance = prompts * (2 * loss + delta * (1 - delta))
         return (wins - losses - prompts * delta) / math.sqrt(variance) if variance > 0 else math.inf
 
-    low = _bisect(lambda delta: statistic(delta) > QUANTILE, -1.0, observed)
-    high = _bisect(lambda delta: statistic(delta) > -QUANTILE, observed, 1.0)
+    low = _bisect(lambda delta: statistic(delta) > quantile, -1.0, observed)
+    high = _bisect(lambda delta: statistic(delta) > -quantile, observed, 1.0)
     return low, high
 
 

@@ -59,7 +59,8 @@ def _completion_logits(model: Any, batch: Sequences) -> Tensor:
         [[0] * left + [1] * len(ids) + [0] * right for left, ids, right in rows], device=model.device
     )
     inputs = {"input_ids": tokens, "attention_mask": attention, "logits_to_keep": behind + 1}
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's own signature names less
+    if "position_ids" in inspect.signature(causal.forward).parameters:
         inputs["position_ids"] = (attention.cumsum(1) - 1).clamp_min(0)
     return model(**inputs, use_cache=False).logits[:, -behind - 1 : -1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rlhf.curves import rounded_number
-from rlhf.evaluation.comparison import Estimate, estimate_mean
+from rlhf.evaluation.comparison import Estimate
+from rlhf.evaluation.frontier import Frontier, Point
 from rlhf.evaluation.yardstick import SFT, Measured, Yardstick
 from rlhf.pages import open_templates
 
@@ -24,15 +25,16 @@ DPI = 120
 
 
 def write_report(
-    folder: Path, yardstick: Yardstick, measured: Policies, health: Mapping[str, Any]
+    folder: Path, yardstick: Yardstick, measured: Policies, frontier: Frontier, health: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Write frontier.png, policies.csv and report.html into `folder`; return answers as flat rows.
+    """Write frontier.png, frontier.csv, policies.csv and report.html into `folder`; return answers as flat rows.
 
     The page shows the prompts on which policies disagree most; the rows are those of the first prompts, the same ones
     in every run, so that runs can be compared. `health` is what health.json holds of each training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    draw_frontier(folder / "frontier.png", measured)
+    draw_frontier(folder / "frontier.png", frontier)
+    frontier.write(folder / "frontier.csv")
     _write_table(folder / "policies.csv", measured)
     shown = yardstick.params.samples_shown
     page = (
@@ -60,34 +62,54 @@ def _environment() -> Environment:
 # picture ------------------------------------------------------------------------------------------
 
 
-def draw_frontier(path: Path, measured: Policies) -> None:
-    """Gold and proxy reward against the distance from the SFT model, bars being 95 % intervals of the means.
+def draw_frontier(path: Path, frontier: Frontier) -> None:
+    """Gold and proxy reward against the distance from the SFT model, with 95 % intervals of the means.
 
-    The same figures give the same bytes.
+    A thin line follows a policy through its training, the large mark is the policy that was saved. The same figures
+    give the same bytes.
     """
-    panels = [("gold reward", "what counts", {name: one.interval for name, one in measured.items()})]
-    proxies = {name: estimate_mean(one.proxy) for name, one in measured.items() if one.proxy}
-    if len(proxies) == len(measured):
-        panels.append(("proxy reward", "what the reward model believes", proxies))
-    figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
+    rewards: dict[str, Callable[[Point], Estimate | None]] = {
+        "what counts": lambda point: point.gold,
+        "what the reward model believes": lambda point: point.proxy,
+    }
+    panels = {
+        title: {name: estimate for name, point in frontier.saved.items() if (estimate := reward(point))}
+        for title, reward in rewards.items()
+    }
+    titles = [title for title, shown in panels.items() if len(shown) == len(frontier.saved)]
+    figure = Figure(figsize=(5.4 * len(titles), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (name, title, rewards) in zip(axes, panels, strict=True):
-        kl = {policy: estimate_mean(one.kl) for policy, one in measured.items()}
-        _draw_panel(axis, kl, rewards)
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axis, title in zip(axes, titles, strict=True):
+        _draw_panel(axis, frontier, rewards[title])
+        name = "gold reward" if title == "what counts" else "proxy reward"
         axis.set(xlabel="KL to the SFT model (nats per answer)", ylabel=name, title=title)
     # Without the version of matplotlib in it.
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
-def _draw_panel(axis: Axes, kl: dict[str, Estimate], rewards: dict[str, Estimate]) -> None:
-    for number, (policy, reward) in enumerate(rewards.items()):
-        x, colour = kl[policy], f"C{number}"
-        bars = {"xerr": _bars(x), "yerr": _bars(reward), "fmt": "s" if policy == SFT else "o"}
-        looks = {"color": colour, "capsize": 3, "elinewidth": 1.2, "markersize": 7, "zorder": 3}
-        axis.errorbar(x.mean, reward.mean, **bars, **looks, label=policy)
-    axis.axhline(rewards[SFT].mean, color="0.6", linewidth=1, linestyle=":", zorder=1)
-    axis.margins(x=0.18, y=0.18)
+def _draw_panel(axis: Axes, frontier: Frontier, reward: Callable[[Point], Estimate | None]) -> None:
+    reference = frontier.saved[SFT]
+    for number, (policy, point) in enumerate(frontier.saved.items()):
+        states = [(state.kl, one) for state in frontier.paths.get(policy, []) if (one := reward(state))]
+        looks = {"color": f"C{number}", "fmt": ".-", "markersize": 3, "linewidth": 1, "alpha": 0.45, "elinewidth": 0.7}
+        if states:
+            bars = [_bars(one) for _, one in states]
+            yerr = [[bar[side][0] for bar in bars] for side in (0, 1)]
+            axis.errorbar([kl for kl, _ in states], [one.mean for _, one in states], yerr=yerr, **looks)
+        if one := reward(point):
+            mark = "s" if policy == SFT else "o"
+            looks = {"color": f"C{number}", "capsize": 3, "elinewidth": 1.2, "markersize": 7, "zorder": 3}
+            axis.errorbar(point.kl, one.mean, yerr=_bars(one), fmt=mark, **looks, label=policy)
+    line = [(point.kl, one) for point in (reference, *frontier.best_of) if (one := reward(point))]
+    if frontier.best_of:
+        places, means = [kl for kl, _ in line], [one.mean for _, one in line]
+        axis.plot(places, means, color="0.35", linewidth=1.2, linestyle="--", label="SFT, best of n by the proxy")
+        band = ([one.low for _, one in line], [one.high for _, one in line])
+        axis.fill_between(places, *band, color="0.35", alpha=0.1, linewidth=0)
+    if start := reward(reference):
+        axis.axhline(start.mean, color="0.6", linewidth=1, linestyle=":", zorder=1)
+    axis.margins(x=0.08, y=0.12)
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

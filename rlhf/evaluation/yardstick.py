@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rlhf.audit import FLIPPED
-from rlhf.data.formats import Row, read_rows, without_truth
+from rlhf.data.formats import Row, read_rows
 from rlhf.encoding import encode_answer, encode_prompt
-from rlhf.errors import UserError
 from rlhf.evaluation.comparison import Estimate, compare, estimate_mean, estimate_share
-from rlhf.evaluation.generation import Completion, Decoding, generate
+from rlhf.evaluation.generation import Completion
 from rlhf.evaluation.kl import completion_log_probs, kl_per_answer
+from rlhf.evaluation.prompts import HeldOutPrompts, gold_reward, proxy_reward, read_prompts
 from rlhf.models import load_causal, load_tokenizer, set_determinism
 from rlhf.params import EvaluateParams
-from rlhf.scoring import Reward, RewardModel, answer_reward, check_same_tokenizer, mixed_reward
+from rlhf.scoring import Reward, check_same_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -54,36 +53,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Yardstick(HeldOutPrompts):
     """What stays the same for all policies; `pair_log_probs` are the SFT model's of the preference rows, by side."""
 
-    params: EvaluateParams
-    seed: int
-    tokenizer: Any
     reference: Any
-    rows: list[Row]
     gold: Reward
     proxy: Reward | None
     pairs: list[Row]
     pair_log_probs: dict[str, list[float]]
-
-    def answer(self, model: Any, temperature: float) -> list[Completion]:
-        """One answer of the model to every prompt."""
-        decoding = Decoding(self.params.max_new_tokens, temperature, self.params.batch_size, self.seed)
-        return generate(model, self.tokenizer, [row["prompt"] for row in self.rows], decoding)
-
-    def reward(self, reward: Reward, answers: Sequence[Completion]) -> list[float]:
-        """The reward of each answer, checked to be a number."""
-        names = {name for row in self.rows for name in row} - {"id", "prompt"}
-        columns = {name: [row.get(name) for row in self.rows] for name in names}
-        prompts = [row["prompt"] for row in self.rows]
-        return mixed_reward([reward], prompts, [answer.text for answer in answers], columns)[1][reward.name]
-
-    def log_probs(self, model: Any, answers: Sequence[Completion]) -> list[Tensor]:
-        """The log-probabilities (tokens,) of each answer under the model, at the temperature of sampling."""
-        prompts = [encode_prompt(self.tokenizer, row["prompt"]) for row in self.rows]
-        sequences = [(ids, answer.token_ids) for ids, answer in zip(prompts, answers, strict=True)]
-        return completion_log_probs(model, sequences, self.params.temperature, self.params.batch_size)
 
 
 def evaluate_policies(
@@ -112,21 +89,18 @@ def _load(folder: Path) -> Any:
 
 
 def _lay_out(params: EvaluateParams, files: EvaluationFiles, seed: int) -> Yardstick:
-    rows = [without_truth(row) for row in read_rows(files.prompts)[: params.prompts]]
-    if not rows:
-        raise UserError(f"{files.prompts} holds no held-out prompt; raise prepare.data.prompts.test_share")
+    rows = read_prompts(files.prompts, 0, params.prompts)
     tokenizer, reference = load_tokenizer(files.policies[SFT]), _load(files.policies[SFT])
     # As many pairs as prompts: a file of preferences may be much longer, and each pair is read four times.
     pairs = read_rows(files.preferences)[: params.prompts]
-    judge = answer_reward if params.gold == "answer" else RewardModel(files.judge, params.batch_size)
     return Yardstick(
         params=params,
         seed=seed,
         tokenizer=tokenizer,
         reference=reference,
         rows=rows,
-        gold=Reward(params.gold, judge, 1.0),
-        proxy=Reward("reward_model", RewardModel(files.reward, params.batch_size), 1.0) if files.reward else None,
+        gold=gold_reward(params, files.judge),
+        proxy=proxy_reward(params, files.reward) if files.reward else None,
         pairs=pairs,
         pair_log_probs=_pair_log_probs(reference, tokenizer, pairs, params.batch_size),
     )

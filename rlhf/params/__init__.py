@@ -20,6 +20,7 @@ from rlhf.params.data import (
 )
 from rlhf.params.fields import (
     Key,
+    PositiveFloat,
     PositiveInt,
     Section,
     Share,
@@ -84,14 +85,31 @@ __all__ = [
     "TrainingParams",
     "TransportParams",
     "ValidateParams",
+    "WatchParams",
     "Weight",
     "WorldParams",
     "WorldSource",
 ]
 
 
+class WatchParams(Section):
+    """Gold beside proxy while policies train: so many looks at even steps, on held-out prompts behind evaluate's.
+
+    An over-optimised policy (gold falls, proxy rises) trains on or ends there; the weights of the best look are kept in
+    either case. rlhf.watch has the details.
+    """
+
+    evaluations: PositiveInt
+    prompts: PositiveInt
+    on_over_optimisation: Literal["warn", "stop"]
+
+
 class EvaluateParams(Section):
-    """The common yardstick. `gold` is a rule reward, or `judge`: a second reward model no policy has seen."""
+    """The common yardstick. `gold` is a rule reward, or `judge`: a second reward model no policy has seen.
+
+    `best_of` answers of the SFT model per prompt make the line that policies are compared with, null none; `kl_budget`
+    is up to which KL, in nats per answer, the area under the frontier reaches.
+    """
 
     gold: Literal["answer", "judge"]
     prompts: PositiveInt
@@ -99,6 +117,9 @@ class EvaluateParams(Section):
     temperature: Temperature
     batch_size: PositiveInt
     samples_shown: PositiveInt
+    best_of: Annotated[int, Field(ge=2)] | None
+    kl_budget: PositiveFloat
+    watch: WatchParams | None
 
 
 class PromoteParams(Section):

@@ -18,6 +18,7 @@ from rlhf.params import (
     PPOParams,
     RLOOParams,
 )
+from rlhf.training import Watch
 
 Settings = dict[str, Any]
 """Arguments that the configurations of several of TRL's trainers have in common."""
@@ -39,18 +40,19 @@ def train_policy(
     seed: int,
     log: Log,
     checkpoints: Checkpoints | None = None,
+    watch: Watch | None = None,
 ) -> Any:
     """Train by the algorithm that `params` names; returns the model, adapters merged, in evaluation mode.
 
     The model on disk in `files.sft` is the reference and stays as it is. PPO goes on from `checkpoints` where it was
-    stopped.
+    stopped. `watch` looks at the policy as it trains and decides which of its states is returned.
     """
     # Imported here: TRL takes seconds, and a run needs one algorithm.
     match params:
         case PPOParams():
             from rlhf.policies.ppo import train_ppo
 
-            return train_ppo(params, files, seed, log, checkpoints)
+            return train_ppo(params, files, seed, log, checkpoints, watch)
         case DPOParams():
             from rlhf.policies.dpo import train_dpo
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf.errors import UserError, first_line
 from rlhf.examples import captured_inputs
-from rlhf.models import fresh_head_expected, load_causal, lora_config
+from rlhf.models import adapters_kept, fresh_head_expected, load_causal, lora_config
 from rlhf.params import AdapterParams, PPOParams
 from rlhf.policies import PolicyFiles
 from rlhf.scoring import tokenizer_difference
@@ -116,7 +115,7 @@ class Models:
     def reference_logits(self, batch: Batch) -> Tensor:
         if self.reference is not None:
             return response_logits(self.reference, batch)
-        with self._switching_adapters(), self.policy.disable_adapter():
+        with adapters_kept(self.policy), self.policy.disable_adapter():
             return response_logits(self.policy, batch)
 
     @property
@@ -131,20 +130,12 @@ class Models:
         return output.logits[:, batch.prompt_length - 1 : -1, 0].float()
 
     def _adapter_values(self, batch: Batch, head: ValueHead) -> Tensor:
-        with self._switching_adapters():
+        with adapters_kept(self.policy):
             self.policy.set_adapter(head.adapter)
             causal = self.policy.get_base_model()
             states = getattr(causal, causal.base_model_prefix)(**inputs(batch)).last_hidden_state
             self.policy.set_adapter(POLICY)
         return head(states[:, batch.prompt_length - 1 : -1])
-
-    @contextmanager
-    def _switching_adapters(self) -> Iterator[None]:
-        """PEFT freezes an adapter that it switches off; afterwards all train as before."""
-        trained = [value for value in self.policy.parameters() if value.requires_grad]
-        yield
-        for value in trained:
-            value.requires_grad_(True)
 
 
 # reading ------------------------------------------------------------------------------------------

@@ -24,11 +24,16 @@ from rlhf.policies.advantages import Adaptive, describe, estimate, settle_scores
 from rlhf.policies.rollout import judge, prompt_batches, roll_out
 from rlhf.policies.updates import Optimiser
 from rlhf.scoring import build_rewards
-from rlhf.training import finished_policy
+from rlhf.training import Watch, finished_policy
 
 
 def train_ppo(
-    params: PPOParams, files: PolicyFiles, seed: int, log: Log, checkpoints: Checkpoints | None = None
+    params: PPOParams,
+    files: PolicyFiles,
+    seed: int,
+    log: Log,
+    checkpoints: Checkpoints | None = None,
+    watch: Watch | None = None,
 ) -> PreTrainedModel:
     """Maximise the mixed reward minus β·KL to the SFT model. Source: Schulman et al., arXiv 1707.06347;
     Ouyang et al., arXiv 2203.02155.
@@ -47,6 +52,8 @@ def train_ppo(
     if checkpoints and (state := checkpoints.resume(key)):
         training.restore(state)
     batches = prompt_batches(prompts, params.batch_size, params.group_size, seed)
+    if watch:
+        watch.look(models.policy, training.steps, params.steps)
     remaining = islice(enumerate(batches, 1), training.steps, params.steps)
     for step, rows in tqdm(remaining, desc="ppo", unit="rollout", initial=training.steps, total=params.steps):
         rollout = roll_out(params, models, tokenizer, rows)
@@ -57,8 +64,12 @@ def train_ppo(
         figures |= training.optimiser.update(rollout, experience, training.adaptive.beta)
         figures |= training.adaptive.follow(params, figures["objective/kl"])
         training.curves(figures, step)
+        if watch and watch.look(models.policy, step, params.steps):
+            break
         if checkpoints:
             checkpoints.offer(step, training.state)
+    if watch:
+        watch.roll_back(models.policy, training.steps)
     return finished_policy(models.policy, params, files.sft, tokenizer)
 
 
