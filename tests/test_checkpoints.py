@@ -8,20 +8,27 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 
+from rlhf import checkpoints as module
 from rlhf.checkpoints import Checkpoints, random_state, set_random_state, training_key
 from rlhf.curves import CurveRecorder, no_log
+from rlhf.data.formats import training_rows, write_rows
 from rlhf.models import load_tokenizer, save_model
 from rlhf.params import AdapterParams, AdaptiveBeta
 from rlhf.params_file import load_params
-from rlhf.policies import train_policy
+from rlhf.policies import groups, train_policy
+from rlhf.policies.resuming import make_resumable
+from rlhf.scoring import Reward
 from tasks import policy as stage
 from tasks.paths import Paths
+from tests.test_families import section as family
 from tests.tiny import tiny_params, write_params
 
 ROOT = Path(__file__).parent.parent
@@ -29,16 +36,32 @@ ADAPTER = AdapterParams(rank=2, alpha=4, dropout=0.0, target_modules="all-linear
 MOVING = {"score_scaling": "running", "adaptive_beta": AdaptiveBeta(target=0.5, horizon=40), "lr_scheduler": "cosine"}
 """Settings under which more than weights changes from rollout to rollout."""
 
+DROPPING = ADAPTER.model_copy(update={"dropout": 0.2})
+"""Dropout draws random numbers, which a training from pairs does not do otherwise."""
+ACCUMULATED = {"gradient_accumulation_steps": 2, "lr_scheduler": "cosine"}
+PAIRS = ACCUMULATED | {"epochs": 4.0, "batch_size": 4}
+GROUPS = ACCUMULATED | {"steps": 11, "update_epochs": 2, "rewards": {"reward_model": {"weight": 1.0}}}
+"""Step 7 of 11 or 12 is the end of none of these: epoch, window of ten steps that are logged as one, sampled answers."""
+
 KILLED = """
 import os, pickle, signal, sys
-from pathlib import Path
+import trl
 from rlhf.checkpoints import Checkpoints
+from rlhf.curves import no_log
 from rlhf.policies import train_policy
-section, files, folder = pickle.load(sys.stdin.buffer)
-def log(figures, step):
-    if step == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-train_policy(section, files, 5, log, Checkpoints(folder, 0, float("inf")))
+
+class Fatal(Checkpoints):
+    def offer(self, step, make_state):
+        super().offer(step, make_state)
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+for section, files, folder in pickle.load(sys.stdin.buffer):
+    child = os.fork()
+    if not child:
+        train_policy(section, files, 5, no_log, Fatal(folder, 0, float("inf")))
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
 """
 
 
@@ -52,6 +75,13 @@ def params():
 def always(folder):
     """Checkpoints after every step."""
     return Checkpoints(folder, 0, math.inf)
+
+
+def reopened(folder):
+    """The same, of a training named `key`."""
+    checkpoints = always(folder)
+    checkpoints.open("key")
+    return checkpoints
 
 
 def stop_at_four(figures, step):
@@ -92,21 +122,86 @@ def test_a_stopped_training_ends_where_an_uninterrupted_one_does(params, policy_
     assert steps == [1, 2, 3, 4, 5, 6]  # the listener hears of the steps before the stop too
 
 
-def test_a_killed_process_goes_on(params, policy_files, tmp_path):
+@pytest.fixture(scope="module")
+def few(policy_files, tmp_path_factory):
+    """Pairs and prompts of which an epoch is three or four steps."""
+    folder = tmp_path_factory.mktemp("few")
+    for kind, count in (("preferences", 24), ("prompts", 8)):
+        write_rows(folder / f"{kind}.jsonl", training_rows(getattr(policy_files, kind))[:count])
+    return replace(policy_files, prompts=folder / "prompts.jsonl", preferences=folder / "preferences.jsonl")
+
+
+def test_killed_processes_go_on(params, few, tmp_path):
+    sections = {
+        "ppo": params.model_copy(update={"steps": 8}),
+        "dpo": family("dpo", **PAIRS),
+        "grpo": family("grpo", **GROUPS),
+    }
     done = subprocess.run(
         [sys.executable, "-c", KILLED],
-        input=pickle.dumps((params, policy_files, tmp_path / "state")),
+        input=pickle.dumps([(section, few, tmp_path / name / "state") for name, section in sections.items()]),
         cwd=ROOT,
         capture_output=True,
         check=False,
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert [path.stem for path in sorted((tmp_path / "state").rglob("*.pt"))] == ["000000002", "000000003"]
-    resumed = train(params, policy_files, always(tmp_path / "state"), tmp_path / "resumed")
-    assert resumed == train(params, policy_files, None, tmp_path / "whole")
+    assert done.stdout.split() == [b"%d" % signal.SIGKILL] * 3, done.stderr.decode()
+    for name, section in sections.items():
+        folder = tmp_path / name
+        assert [path.stem for path in sorted(folder.rglob("*.pt"))] == ["000000006", "000000007"]
+        resumed = train(section, few, always(folder / "state"), folder / "resumed")
+        assert resumed == train(section, few, None, folder / "whole"), name
 
 
-def test_other_params_seeds_and_data_start_afresh(params, policy_files, tmp_path, caplog):
+class Stopping(Checkpoints):
+    """Checkpoints after every step, of which step 7 is the last."""
+
+    def __init__(self, folder):
+        super().__init__(folder, 0, math.inf)
+
+    def offer(self, step, make_state):
+        super().offer(step, make_state)
+        if step == 7:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [
+        ("dpo", PAIRS | {"adapter": DROPPING}),
+        ("kto", PAIRS | {"epochs": 2.0}),
+        ("orpo", PAIRS | {"adapter": DROPPING}),
+        ("cpo", PAIRS),
+        ("rloo", GROUPS | {"adapter": DROPPING}),
+    ],
+    ids=["dpo", "kto", "orpo", "cpo", "rloo"],
+)
+def test_every_family_ends_where_an_uninterrupted_training_does(few, tmp_path, algorithm, changes):
+    section = family(algorithm, **changes)
+    expected = train(section, few, None, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(section, few, Stopping(tmp_path / "state"), tmp_path / "stopped")
+    assert train(section, few, always(tmp_path / "state"), tmp_path / "resumed") == expected
+
+
+def test_what_was_computed_is_not_computed_again(few, tmp_path, monkeypatch):
+    judged = []
+    reward = Reward("size", lambda prompts, completions, **_: judged.append(1) or [len(c) for c in completions], 1.0)
+    monkeypatch.setattr(groups, "build_rewards", lambda *_: [reward])
+    section = family("grpo", **GROUPS)
+    with pytest.raises(KeyboardInterrupt):
+        train(section, few, Stopping(tmp_path / "state"), tmp_path / "stopped")
+    assert len(judged) == 4  # two steps of each answers
+    train(section, few, always(tmp_path / "state"), tmp_path / "resumed")
+    assert len(judged) == 6
+
+
+def test_several_processes_have_no_checkpoints(tmp_path, caplog):
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2), add_callback=pytest.fail)
+    make_resumable(trainer, always(tmp_path))
+    assert "a stop costs the whole training" in caplog.text
+
+
+def test_other_params_seeds_data_and_code_start_afresh(params, policy_files, tmp_path, caplog, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(params, policy_files, always(tmp_path / "state"), tmp_path / "stopped", stop_at_four)
     key = training_key(params, 5, [policy_files.sft, policy_files.prompts, policy_files.reward])
@@ -118,6 +213,12 @@ def test_other_params_seeds_and_data_start_afresh(params, policy_files, tmp_path
         training_key(params, 5, [policy_files.sft, other, policy_files.reward]),
     ):
         assert different != key
+    shutil.copytree(module.CODE / "policies", tmp_path / "code")
+    monkeypatch.setattr(module, "CODE", tmp_path / "code")
+    before = training_key(params, 5, [])
+    (tmp_path / "code" / "ppo.py").write_text("mended")
+    assert training_key(params, 5, []) != before
+    monkeypatch.undo()
     section = params.model_copy(update={"beta": 0.06, "steps": 1})
     with caplog.at_level(logging.INFO):
         afresh = train(section, policy_files, always(tmp_path / "state"), tmp_path / "afresh")
@@ -133,33 +234,31 @@ def test_a_key_knows_bytes_and_names_but_no_places(params, policy_files, tmp_pat
 
 
 def test_half_written_checkpoints_are_passed_over(tmp_path, caplog):
-    checkpoints = always(tmp_path)
-    assert checkpoints.resume("key") is None
+    checkpoints = reopened(tmp_path)
+    assert checkpoints.resume() is None
     for step in (1, 2, 3):
         checkpoints.offer(step, lambda step=step: {"step": step})
     newest = tmp_path / "key" / "000000003.pt"
     newest.write_bytes(newest.read_bytes()[:-40])
     (tmp_path / "key" / "000000004.partial").write_bytes(b"half")
     with caplog.at_level(logging.WARNING):
-        assert always(tmp_path).resume("key") == {"step": 2}
+        assert reopened(tmp_path).resume() == {"step": 2}
     assert "000000003.pt is unreadable" in caplog.text
 
 
 def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path):
-    checkpoints = always(tmp_path)
-    checkpoints.resume("key")
+    checkpoints = reopened(tmp_path)
     checkpoints.offer(1, lambda: {"step": 1})
     with pytest.raises(AttributeError):
         checkpoints.offer(2, lambda: {"step": lambda: 2})
-    assert always(tmp_path).resume("key") == {"step": 1}
+    assert reopened(tmp_path).resume() == {"step": 1}
 
 
 def test_nothing_is_written_before_it_is_due_and_nothing_stays_after_the_end(tmp_path):
     early = Checkpoints(tmp_path / "state", 3600, 0.05)
-    early.resume("key")
+    early.open("key")
     early.offer(1, lambda: pytest.fail("not due"))
-    due = always(tmp_path / "state")
-    due.resume("key")
+    due = reopened(tmp_path / "state")
     due.offer(1, lambda: {"step": 1})
     assert list((tmp_path / "state").rglob("*.pt"))
     due.clear()

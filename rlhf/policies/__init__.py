@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.checkpoints import Checkpoints
+from rlhf.checkpoints import Checkpoints, training_key
 from rlhf.curves import Log
 from rlhf.params import (
     CPOParams,
@@ -14,6 +14,7 @@ from rlhf.params import (
     GRPOParams,
     KTOParams,
     ORPOParams,
+    PairParams,
     PolicyParams,
     PPOParams,
     RLOOParams,
@@ -42,9 +43,11 @@ def train_policy(
 ) -> Any:
     """Train by the algorithm that `params` names; returns the model, adapters merged, in evaluation mode.
 
-    The model on disk in `files.sft` is the reference and stays as it is. PPO goes on from `checkpoints` where it was
-    stopped.
+    The model on disk in `files.sft` is the reference and stays as it is. A training that was stopped goes on from
+    `checkpoints`, to the same bytes and curves as one that was not.
     """
+    if checkpoints:
+        checkpoints.open(training_key(params, seed, training_inputs(params, files)))
     # Imported here: TRL takes seconds, and a run needs one algorithm.
     match params:
         case PPOParams():
@@ -54,24 +57,33 @@ def train_policy(
         case DPOParams():
             from rlhf.policies.dpo import train_dpo
 
-            return train_dpo(params, files, seed, log)
+            return train_dpo(params, files, seed, log, checkpoints)
         case KTOParams():
             from rlhf.policies.kto import train_kto
 
-            return train_kto(params, files, seed, log)
+            return train_kto(params, files, seed, log, checkpoints)
         case ORPOParams():
             from rlhf.policies.orpo import train_orpo
 
-            return train_orpo(params, files, seed, log)
+            return train_orpo(params, files, seed, log, checkpoints)
         case CPOParams():
             from rlhf.policies.cpo import train_cpo
 
-            return train_cpo(params, files, seed, log)
+            return train_cpo(params, files, seed, log, checkpoints)
         case GRPOParams():
             from rlhf.policies.grpo import train_grpo
 
-            return train_grpo(params, files, seed, log)
+            return train_grpo(params, files, seed, log, checkpoints)
         case RLOOParams():
             from rlhf.policies.rloo import train_rloo
 
-            return train_rloo(params, files, seed, log)
+            return train_rloo(params, files, seed, log, checkpoints)
+
+
+def training_inputs(params: PolicyParams, files: PolicyFiles) -> list[Path]:
+    """The files that a training reads."""
+    if isinstance(params, PairParams):
+        rows, judged = files.preferences, params.contradicted != "keep"
+    else:
+        rows, judged = files.prompts, params.rewards.reward_model is not None
+    return [files.sft, rows, *([files.reward] if judged else [])]

@@ -11,11 +11,13 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from rlhf.curves import Log
+from rlhf.checkpoints import Checkpoints
+from rlhf.curves import CurveRecorder, Log
 from rlhf.data.formats import training_rows
 from rlhf.models import load_tokenizer, lora_config, set_determinism, trainer_settings, weight_settings
 from rlhf.params import GroupParams
 from rlhf.policies import PolicyFiles, Settings
+from rlhf.policies.resuming import make_resumable
 from rlhf.scoring import Reward, build_rewards, mixed_reward
 from rlhf.training import CurveReporter, finished_policy
 
@@ -29,13 +31,14 @@ class GroupMethod:
 
 
 def train_on_groups(
-    params: GroupParams, files: PolicyFiles, seed: int, log: Log, method: GroupMethod
+    params: GroupParams, files: PolicyFiles, seed: int, log: Log, method: GroupMethod, checkpoints: Checkpoints | None
 ) -> PreTrainedModel:
     """The SFT model after `method` has learnt which of its answers to a prompt are rewarded more than the others."""
     set_determinism(seed)
     tokenizer = load_tokenizer(files.sft)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
     rows = [{key: value for key, value in row.items() if key != "id"} for row in training_rows(files.prompts)]
+    curves = CurveRecorder(log)
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(params, seed, Path(folder)) | group_settings(params)
         trainer = method.trainer(
@@ -46,8 +49,9 @@ def train_on_groups(
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=lora_config(params.adapter, "CAUSAL_LM"),
-            callbacks=[CurveReporter(log)],
+            callbacks=[CurveReporter(curves)],
         )
+        make_resumable(trainer, checkpoints, curves=curves)
         trainer.train()
     return finished_policy(trainer.model, params, files.sft, tokenizer)
 

@@ -7,6 +7,7 @@ import random
 from transformers import PreTrainedModel
 from trl import KTOConfig, KTOTrainer
 
+from rlhf.checkpoints import Checkpoints
 from rlhf.curves import Log
 from rlhf.data.formats import Row
 from rlhf.params import KTOParams
@@ -14,10 +15,12 @@ from rlhf.policies import PolicyFiles, Settings
 from rlhf.policies.pairs import PairMethod, train_on_pairs
 
 
-def train_kto(params: KTOParams, files: PolicyFiles, seed: int, log: Log) -> PreTrainedModel:
+def train_kto(
+    params: KTOParams, files: PolicyFiles, seed: int, log: Log, checkpoints: Checkpoints | None = None
+) -> PreTrainedModel:
     """Learn from single answers that are good or bad. Source: Ethayarajh et al., arXiv 2402.01306."""
     method = PairMethod(KTOTrainer, configuration, labelled_answers, has_reference=True)
-    return train_on_pairs(params, files, seed, log, method)
+    return train_on_pairs(params, files, seed, log, method, checkpoints)
 
 
 def configuration(params: KTOParams, settings: Settings) -> KTOConfig:

@@ -11,13 +11,15 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from rlhf.curves import Log
+from rlhf.checkpoints import Checkpoints
+from rlhf.curves import CurveRecorder, Log
 from rlhf.data.formats import Row, training_rows
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer, lora_config, set_determinism, trainer_settings
 from rlhf.params import PairParams
 from rlhf.policies import PolicyFiles, Settings
+from rlhf.policies.resuming import make_resumable
 from rlhf.scoring import RewardModel
 from rlhf.training import CurveReporter, finished_policy
 
@@ -35,7 +37,9 @@ class PairMethod:
     has_reference: bool
 
 
-def train_on_pairs(params: PairParams, files: PolicyFiles, seed: int, log: Log, method: PairMethod) -> PreTrainedModel:
+def train_on_pairs(
+    params: PairParams, files: PolicyFiles, seed: int, log: Log, method: PairMethod, checkpoints: Checkpoints | None
+) -> PreTrainedModel:
     """The SFT model after `method` has learnt from the preferences.
 
     Raises UserError where there are no preferences, or one is longer than `max_length`: TRL would cut it unseen.
@@ -45,6 +49,7 @@ def train_on_pairs(params: PairParams, files: PolicyFiles, seed: int, log: Log, 
     pairs = training_rows(files.preferences)
     check_pairs(pairs, tokenizer, params)
     pairs = settle_contradictions(pairs, params, files, log)
+    curves = CurveRecorder(log)
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(params, seed, Path(folder)) | {"num_train_epochs": params.epochs}
         trainer = method.trainer(
@@ -53,9 +58,10 @@ def train_on_pairs(params: PairParams, files: PolicyFiles, seed: int, log: Log, 
             train_dataset=Dataset.from_list(method.rows(pairs, seed)),
             processing_class=tokenizer,
             peft_config=lora_config(params.adapter, "CAUSAL_LM"),
-            callbacks=[CurveReporter(log)],
+            callbacks=[CurveReporter(curves)],
             **(_reference(params, files.sft) if method.has_reference else {}),
         )
+        make_resumable(trainer, checkpoints, curves=curves)
         trainer.train()
     return finished_policy(trainer.model, params, files.sft, tokenizer)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from rlhf.checkpoints import Checkpoints, random_state, set_random_state, training_key
+from rlhf.checkpoints import Checkpoints, Parts
 from rlhf.curves import CurveRecorder, Log
 from rlhf.data.formats import Row, training_rows
 from rlhf.encoding import encode_prompt
@@ -42,10 +41,11 @@ def train_ppo(
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
     models = load_models(params, files)
     check_prompts(prompts, tokenizer, params.max_new_tokens, models.policy.config)
-    training = Training(models, Optimiser(params, models), Adaptive(params.beta), CurveRecorder(log))
-    key = training_key(params, seed, training_inputs(params, files)) if checkpoints else ""
-    if checkpoints and (state := checkpoints.resume(key)):
-        training.restore(state)
+    training = Training(models, Optimiser(params, models), Adaptive(params.beta))
+    curves = CurveRecorder(log)
+    parts = Parts(training=training, curves=curves)
+    if checkpoints and (state := checkpoints.resume()):
+        parts.restore(state)
     batches = prompt_batches(prompts, params.batch_size, params.group_size, seed)
     remaining = islice(enumerate(batches, 1), training.steps, params.steps)
     for step, rows in tqdm(remaining, desc="ppo", unit="rollout", initial=training.steps, total=params.steps):
@@ -56,15 +56,11 @@ def train_ppo(
         figures |= describe(params, rollout, experience)
         figures |= training.optimiser.update(rollout, experience, training.adaptive.beta)
         figures |= training.adaptive.follow(params, figures["objective/kl"])
-        training.curves(figures, step)
+        training.steps = step
+        curves(figures, step)
         if checkpoints:
-            checkpoints.offer(step, training.state)
+            checkpoints.offer(step, parts.state)
     return finished_policy(models.policy, params, files.sft, tokenizer)
-
-
-def training_inputs(params: PPOParams, files: PolicyFiles) -> list[Path]:
-    """The files that a training reads."""
-    return [files.sft, files.prompts, *([files.reward] if params.rewards.reward_model else [])]
 
 
 def check_prompts(rows: list[Row], tokenizer: Any, max_new_tokens: int, config: Any) -> None:
@@ -83,29 +79,27 @@ def check_prompts(rows: list[Row], tokenizer: Any, max_new_tokens: int, config: 
 
 @dataclass
 class Training:
-    """All that changes while training: weights, moments, learning rates, β, score scale, curves, random numbers."""
+    """What PPO changes: weights, moments, learning rates, β, score scale; and how many rollouts are done.
+
+    The order of prompts follows from their number and the seed.
+    """
 
     models: Models
     optimiser: Optimiser
     adaptive: Adaptive
-    curves: CurveRecorder
-
-    @property
-    def steps(self) -> int:
-        """Rollouts done; the order of prompts follows from their number and the seed."""
-        return max(self.curves.rows, default=0)
+    steps: int = 0
 
     def state(self) -> dict[str, Any]:
         return {
+            "steps": self.steps,
             "weights": self.models.trained(),
             "adam": self.optimiser.adam.state_dict(),
             "schedule": self.optimiser.schedule.state_dict(),
             "adaptive": asdict(self.adaptive),
-            "curves": self.curves.rows,
-            "random": random_state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
         with torch.no_grad():
             for part, weights in self.models.trained().items():
                 for name, value in weights.items():
@@ -113,6 +107,3 @@ class Training:
         self.optimiser.adam.load_state_dict(state["adam"])
         self.optimiser.schedule.load_state_dict(state["schedule"])
         self.adaptive = Adaptive(**state["adaptive"])
-        for step, figures in state["curves"].items():
-            self.curves(figures, step)
-        set_random_state(state["random"])
