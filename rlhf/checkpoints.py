@@ -9,8 +9,9 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf.params import Section
 
@@ -19,17 +20,21 @@ logger = logging.getLogger(__name__)
 KEPT = 2
 """So many checkpoints stay, lest the newest turn out to be unreadable."""
 
+CODE = Path(__file__).parent
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+"""What computes, besides our own code: another version may leave other bytes, or keep other things in mind."""
 
-def training_key(section: Section, seed: int, inputs: Sequence[Path]) -> str:
-    """What a training is: the hash of its params, its seed, torch's version and the bytes of all its inputs.
 
-    `inputs` are files or folders; their names inside a folder count, the places where they lie do not.
+def training_key(section: Section, seed: int, inputs: Sequence[Path], other: str = "") -> str:
+    """What a training is: the hash of its params, its seed, our code, versions and the bytes of all its inputs.
+
+    `inputs` are files or folders; their names inside a folder count, the places where they lie do not. `other` is the
+    key of what accompanies it.
     """
-    import torch
-
-    digest = hashlib.sha256(f"{section.model_dump_json()} {seed} {torch.__version__}".encode())
-    for place in inputs:
-        files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    versions = " ".join(version(library) for library in LIBRARIES)
+    digest = hashlib.sha256(f"{section.model_dump_json()} {seed} {versions} {other}".encode())
+    for place, pattern in [(CODE, "*.py"), *((place, "*") for place in inputs)]:
+        files = sorted(path for path in place.rglob(pattern) if path.is_file()) if place.is_dir() else [place]
         for path in files:
             digest.update(f"\n{path.relative_to(place)} {path.stat().st_size}\n".encode())
             with path.open("rb") as file:
@@ -51,17 +56,20 @@ class Checkpoints:
         self._folder = folder
         self._due = 0.0
 
-    def resume(self, key: str) -> dict[str, Any] | None:
-        """The newest readable state of the training `key`, on the CPU; what other trainings left here is removed."""
-        import torch
-
+    def open(self, key: str) -> None:
+        """Be the checkpoints of the training `key`; what other trainings left here is removed."""
         self._folder = self._root / key[:16]
         self._due = time.monotonic() + self._seconds
         if self._root.is_dir():
             for other in self._root.iterdir():
                 if other != self._folder:
-                    logger.info("checkpoints in %s are of other params, seed or data: starting afresh", other)
+                    logger.info("checkpoints in %s are of other params, seed, code or data: starting afresh", other)
                     shutil.rmtree(other)
+
+    def resume(self) -> dict[str, Any] | None:
+        """The newest readable state, on the CPU."""
+        import torch
+
         for path in reversed(self._written()):
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
@@ -105,6 +113,32 @@ class Checkpoints:
             os.fsync(folder)  # else a power cut could forget the new name
         finally:
             os.close(folder)
+
+
+# what changes -------------------------------------------------------------------------------------
+
+
+class Part(Protocol):
+    """Something that changes in a training: what `state` gives, in plain types and tensors, `restore` puts back."""
+
+    def state(self) -> Any: ...
+
+    def restore(self, state: Any) -> None: ...
+
+
+class Parts:
+    """All that changes in a training, each part under its name; random numbers come last, lest a part draw some."""
+
+    def __init__(self, **parts: Part) -> None:
+        self._parts = parts
+
+    def state(self) -> dict[str, Any]:
+        return {"parts": {name: part.state() for name, part in self._parts.items()}, "random": random_state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts.items():
+            part.restore(state["parts"][name])
+        set_random_state(state["random"])
 
 
 # random state -------------------------------------------------------------------------------------

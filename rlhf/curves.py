@@ -29,6 +29,14 @@ class CurveRecorder:
         self.rows.setdefault(step, {}).update(metrics)
         self._log(metrics, step)
 
+    def state(self) -> dict[int, dict[str, float]]:
+        return self.rows
+
+    def restore(self, state: dict[int, dict[str, float]]) -> None:
+        """Take in the rows of a training that was stopped; the listener hears them again."""
+        for step, metrics in state.items():
+            self(metrics, step)
+
     def write(self, path: Path) -> None:
         """Write `step` and every metric seen as the columns of a CSV file, gaps empty."""
         names = sorted({name for row in self.rows.values() for name in row})

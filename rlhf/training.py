@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -100,41 +100,6 @@ class EarlyStopping(TrainerCallback):
     def restore(self) -> None:
         """Put the best weights back; nothing happens where nothing was evaluated."""
         self._best.put_back(self._model)
-
-
-class Watch(Protocol):
-    """Who looks at a policy as it trains, and knows which of its states was the best."""
-
-    def look(self, model: Any, step: int, total: int) -> bool:
-        """Measure the model where a look is due after `step` of `total` steps; true where training shall end."""
-        ...
-
-    def roll_back(self, model: Any, step: int) -> None:
-        """Make of the model, trained for `step` steps, the best one that was seen."""
-        ...
-
-
-class Watching(TrainerCallback):
-    """Has a Watch look at the model that a trainer of transformers trains."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        self._watch.look(model, state.global_step, state.max_steps)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        if self._watch.look(model, state.global_step, state.max_steps):
-            control.should_training_stop = True
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        self._watch.roll_back(model, state.global_step)
 
 
 def fold_adapter(

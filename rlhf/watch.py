@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from rlhf.checkpoints import random_state, set_random_state
+from rlhf.checkpoints import random_state, set_random_state, training_key
 from rlhf.curves import Log
 from rlhf.evaluation.comparison import compare, estimate_mean, estimate_share
 from rlhf.evaluation.kl import kl_per_answer
@@ -65,6 +65,9 @@ class GoldWatch:
         self._files = files
         self._log = log
         self._prompts = HeldOutPrompts(evaluate, seed, load_tokenizer(files.sft), rows)
+        inputs = [files.sft, files.prompts, *([files.reward] if files.reward else [])]
+        inputs += [files.judge] if evaluate.gold == "judge" else []
+        self.key = training_key(evaluate, seed, inputs)
         self._best: Look | None = None
         self._snapshot = Snapshot()
         self._looks: list[Look] = []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rlhf.checkpoints import Checkpoints
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.errors import UserError
 from rlhf.health import write_health
 from rlhf.params import Params
 from rlhf.policies import PolicyFiles, train_policy
-from rlhf.training import Watch
 from tasks.paths import Paths
+
+if TYPE_CHECKING:
+    from rlhf.policies.watching import Watch
 
 CHECKPOINTS = {"seconds": 60.0, "share": 0.05}
 """How often: so much may a stop cost, or the writing. No param, as it changes no model."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlhf.checkpoints import Checkpoints
+from rlhf.checkpoints import Checkpoints, Part, training_key
 from rlhf.curves import Log
 from rlhf.params import (
     CPOParams,
@@ -14,11 +14,16 @@ from rlhf.params import (
     GRPOParams,
     KTOParams,
     ORPOParams,
+    PairParams,
     PolicyParams,
     PPOParams,
     RLOOParams,
 )
-from rlhf.training import Watch
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from rlhf.policies.watching import Watch
 
 Settings = dict[str, Any]
 """Arguments that the configurations of several of TRL's trainers have in common."""
@@ -34,6 +39,28 @@ class PolicyFiles:
     preferences: Path
 
 
+@dataclass(frozen=True)
+class Run:
+    """One training: its seed, who hears its figures, where it goes on from when stopped, who looks at the policy."""
+
+    seed: int
+    log: Log
+    checkpoints: Checkpoints | None
+    watch: Watch | None
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What changes beside any training."""
+        return {"watch": self.watch} if self.watch else {}
+
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """Through which transformers' trainers let themselves be looked at."""
+        from rlhf.policies.watching import Watching
+
+        return [Watching(self.watch)] if self.watch else []
+
+
 def train_policy(
     params: PolicyParams,
     files: PolicyFiles,
@@ -44,36 +71,50 @@ def train_policy(
 ) -> Any:
     """Train by the algorithm that `params` names; returns the model, adapters merged, in evaluation mode.
 
-    The model on disk in `files.sft` is the reference and stays as it is. PPO goes on from `checkpoints` where it was
-    stopped. `watch` looks at the policy as it trains and decides which of its states is returned.
+    The model on disk in `files.sft` is the reference and stays as it is. A training that was stopped goes on from
+    `checkpoints`, to the same bytes and curves as one that was not. `watch` looks at the policy as it trains, and which
+    of its states is returned is up to it.
     """
+    run = Run(seed, log, checkpoints, watch)
+    if checkpoints:
+        inputs = training_inputs(params, files)
+        checkpoints.open(training_key(params, seed, inputs, watch.key if watch else ""))
     # Imported here: TRL takes seconds, and a run needs one algorithm.
     match params:
         case PPOParams():
             from rlhf.policies.ppo import train_ppo
 
-            return train_ppo(params, files, seed, log, checkpoints, watch)
+            return train_ppo(params, files, run)
         case DPOParams():
             from rlhf.policies.dpo import train_dpo
 
-            return train_dpo(params, files, seed, log)
+            return train_dpo(params, files, run)
         case KTOParams():
             from rlhf.policies.kto import train_kto
 
-            return train_kto(params, files, seed, log)
+            return train_kto(params, files, run)
         case ORPOParams():
             from rlhf.policies.orpo import train_orpo
 
-            return train_orpo(params, files, seed, log)
+            return train_orpo(params, files, run)
         case CPOParams():
             from rlhf.policies.cpo import train_cpo
 
-            return train_cpo(params, files, seed, log)
+            return train_cpo(params, files, run)
         case GRPOParams():
             from rlhf.policies.grpo import train_grpo
 
-            return train_grpo(params, files, seed, log)
+            return train_grpo(params, files, run)
         case RLOOParams():
             from rlhf.policies.rloo import train_rloo
 
-            return train_rloo(params, files, seed, log)
+            return train_rloo(params, files, run)
+
+
+def training_inputs(params: PolicyParams, files: PolicyFiles) -> list[Path]:
+    """The files that a training reads."""
+    if isinstance(params, PairParams):
+        rows, judged = files.preferences, params.contradicted != "keep"
+    else:
+        rows, judged = files.prompts, params.rewards.reward_model is not None
+    return [files.sft, rows, *([files.reward] if judged else [])]

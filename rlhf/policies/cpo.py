@@ -5,16 +5,15 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from rlhf.curves import Log
 from rlhf.params import CPOParams
-from rlhf.policies import PolicyFiles, Settings
+from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.pairs import ENDS, PairMethod, pair_rows, train_on_pairs
 
 
-def train_cpo(params: CPOParams, files: PolicyFiles, seed: int, log: Log) -> PreTrainedModel:
+def train_cpo(params: CPOParams, files: PolicyFiles, run: Run) -> PreTrainedModel:
     """Learn from pairs without a reference. Sources: Xu et al., arXiv 2401.08417; SimPO: Meng et al., 2405.14734."""
     method = PairMethod(CPOTrainer, configuration, pair_rows, has_reference=False)
-    return train_on_pairs(params, files, seed, log, method)
+    return train_on_pairs(params, files, run, method)
 
 
 def configuration(params: CPOParams, settings: Settings) -> CPOConfig:

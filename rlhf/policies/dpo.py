@@ -5,16 +5,15 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
-from rlhf.curves import Log
 from rlhf.params import DPOParams
-from rlhf.policies import PolicyFiles, Settings
+from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.pairs import PairMethod, pair_rows, train_on_pairs
 
 
-def train_dpo(params: DPOParams, files: PolicyFiles, seed: int, log: Log) -> PreTrainedModel:
+def train_dpo(params: DPOParams, files: PolicyFiles, run: Run) -> PreTrainedModel:
     """Learn from pairs alone, the frozen SFT model as reference. Source: Rafailov et al., arXiv 2305.18290."""
     method = PairMethod(DPOTrainer, configuration, pair_rows, has_reference=True)
-    return train_on_pairs(params, files, seed, log, method)
+    return train_on_pairs(params, files, run, method)
 
 
 def configuration(params: DPOParams, settings: Settings) -> DPOConfig:

@@ -11,11 +11,12 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from rlhf.curves import Log
+from rlhf.curves import CurveRecorder
 from rlhf.data.formats import training_rows
 from rlhf.models import load_tokenizer, lora_config, set_determinism, trainer_settings, weight_settings
 from rlhf.params import GroupParams
-from rlhf.policies import PolicyFiles, Settings
+from rlhf.policies import PolicyFiles, Run, Settings
+from rlhf.policies.resuming import make_resumable
 from rlhf.scoring import Reward, build_rewards, mixed_reward
 from rlhf.training import CurveReporter, finished_policy
 
@@ -28,16 +29,15 @@ class GroupMethod:
     configuration: Callable[[Any, Settings], Any]
 
 
-def train_on_groups(
-    params: GroupParams, files: PolicyFiles, seed: int, log: Log, method: GroupMethod
-) -> PreTrainedModel:
+def train_on_groups(params: GroupParams, files: PolicyFiles, run: Run, method: GroupMethod) -> PreTrainedModel:
     """The SFT model after `method` has learnt which of its answers to a prompt are rewarded more than the others."""
-    set_determinism(seed)
+    set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
     rows = [{key: value for key, value in row.items() if key != "id"} for row in training_rows(files.prompts)]
+    curves = CurveRecorder(run.log)
     with tempfile.TemporaryDirectory() as folder:
-        settings = trainer_settings(params, seed, Path(folder)) | group_settings(params)
+        settings = trainer_settings(params, run.seed, Path(folder)) | group_settings(params)
         trainer = method.trainer(
             # The path, not the model: with beta > 0 TRL loads the reference from where the policy came from.
             model=str(files.sft),
@@ -46,8 +46,9 @@ def train_on_groups(
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=lora_config(params.adapter, "CAUSAL_LM"),
-            callbacks=[CurveReporter(log)],
+            callbacks=[CurveReporter(curves), *run.callbacks],
         )
+        make_resumable(trainer, run.checkpoints, curves=curves, **run.parts)
         trainer.train()
     return finished_policy(trainer.model, params, files.sft, tokenizer)
 

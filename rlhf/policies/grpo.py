@@ -5,15 +5,14 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from rlhf.curves import Log
 from rlhf.params import GRPOParams
-from rlhf.policies import PolicyFiles, Settings
+from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.groups import GroupMethod, train_on_groups
 
 
-def train_grpo(params: GRPOParams, files: PolicyFiles, seed: int, log: Log) -> PreTrainedModel:
+def train_grpo(params: GRPOParams, files: PolicyFiles, run: Run) -> PreTrainedModel:
     """Advantages from groups of answers to one prompt, no critic. Source: Shao et al., arXiv 2402.03300."""
-    return train_on_groups(params, files, seed, log, GroupMethod(GRPOTrainer, configuration))
+    return train_on_groups(params, files, run, GroupMethod(GRPOTrainer, configuration))
 
 
 def configuration(params: GRPOParams, settings: Settings) -> GRPOConfig:

@@ -7,17 +7,16 @@ import random
 from transformers import PreTrainedModel
 from trl import KTOConfig, KTOTrainer
 
-from rlhf.curves import Log
 from rlhf.data.formats import Row
 from rlhf.params import KTOParams
-from rlhf.policies import PolicyFiles, Settings
+from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.pairs import PairMethod, train_on_pairs
 
 
-def train_kto(params: KTOParams, files: PolicyFiles, seed: int, log: Log) -> PreTrainedModel:
+def train_kto(params: KTOParams, files: PolicyFiles, run: Run) -> PreTrainedModel:
     """Learn from single answers that are good or bad. Source: Ethayarajh et al., arXiv 2402.01306."""
     method = PairMethod(KTOTrainer, configuration, labelled_answers, has_reference=True)
-    return train_on_pairs(params, files, seed, log, method)
+    return train_on_pairs(params, files, run, method)
 
 
 def configuration(params: KTOParams, settings: Settings) -> KTOConfig:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from rlhf.curves import Log
 from rlhf.params import ORPOParams
-from rlhf.policies import PolicyFiles, Settings
+from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.pairs import ENDS, PairMethod, pair_rows, train_on_pairs
 
 
-def train_orpo(params: ORPOParams, files: PolicyFiles, seed: int, log: Log) -> PreTrainedModel:
+def train_orpo(params: ORPOParams, files: PolicyFiles, run: Run) -> PreTrainedModel:
     """Learn the chosen answers and their odds over the rejected at once. Source: Hong et al., arXiv 2403.07691."""
     method = PairMethod(ORPOTrainer, configuration, pair_rows, has_reference=False)
-    return train_on_pairs(params, files, seed, log, method)
+    return train_on_pairs(params, files, run, method)
 
 
 def configuration(params: ORPOParams, settings: Settings) -> ORPOConfig:

@@ -11,13 +11,14 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from rlhf.curves import Log
+from rlhf.curves import CurveRecorder, Log
 from rlhf.data.formats import Row, training_rows
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer, lora_config, set_determinism, trainer_settings
 from rlhf.params import PairParams
-from rlhf.policies import PolicyFiles, Settings
+from rlhf.policies import PolicyFiles, Run, Settings
+from rlhf.policies.resuming import make_resumable
 from rlhf.scoring import RewardModel
 from rlhf.training import CurveReporter, finished_policy
 
@@ -35,27 +36,29 @@ class PairMethod:
     has_reference: bool
 
 
-def train_on_pairs(params: PairParams, files: PolicyFiles, seed: int, log: Log, method: PairMethod) -> PreTrainedModel:
+def train_on_pairs(params: PairParams, files: PolicyFiles, run: Run, method: PairMethod) -> PreTrainedModel:
     """The SFT model after `method` has learnt from the preferences.
 
     Raises UserError where there are no preferences, or one is longer than `max_length`: TRL would cut it unseen.
     """
-    set_determinism(seed)
+    set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
     pairs = training_rows(files.preferences)
     check_pairs(pairs, tokenizer, params)
-    pairs = settle_contradictions(pairs, params, files, log)
+    pairs = settle_contradictions(pairs, params, files, run.log)
+    curves = CurveRecorder(run.log)
     with tempfile.TemporaryDirectory() as folder:
-        settings = trainer_settings(params, seed, Path(folder)) | {"num_train_epochs": params.epochs}
+        settings = trainer_settings(params, run.seed, Path(folder)) | {"num_train_epochs": params.epochs}
         trainer = method.trainer(
             model=load_causal(files.sft, params),
             args=method.configuration(params, settings),
-            train_dataset=Dataset.from_list(method.rows(pairs, seed)),
+            train_dataset=Dataset.from_list(method.rows(pairs, run.seed)),
             processing_class=tokenizer,
             peft_config=lora_config(params.adapter, "CAUSAL_LM"),
-            callbacks=[CurveReporter(log)],
+            callbacks=[CurveReporter(curves), *run.callbacks],
             **(_reference(params, files.sft) if method.has_reference else {}),
         )
+        make_resumable(trainer, run.checkpoints, curves=curves, **run.parts)
         trainer.train()
     return finished_policy(trainer.model, params, files.sft, tokenizer)
 

@@ -4,56 +4,49 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from rlhf.checkpoints import Checkpoints, random_state, set_random_state, training_key
-from rlhf.curves import CurveRecorder, Log
+from rlhf.checkpoints import Parts
+from rlhf.curves import CurveRecorder
 from rlhf.data.formats import Row, training_rows
 from rlhf.encoding import encode_prompt
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer, set_determinism
 from rlhf.params import PPOParams
-from rlhf.policies import PolicyFiles
+from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.actors import Models, load_models
 from rlhf.policies.advantages import Adaptive, describe, estimate, settle_scores
 from rlhf.policies.rollout import judge, prompt_batches, roll_out
 from rlhf.policies.updates import Optimiser
 from rlhf.scoring import build_rewards
-from rlhf.training import Watch, finished_policy
+from rlhf.training import finished_policy
 
 
-def train_ppo(
-    params: PPOParams,
-    files: PolicyFiles,
-    seed: int,
-    log: Log,
-    checkpoints: Checkpoints | None = None,
-    watch: Watch | None = None,
-) -> PreTrainedModel:
+def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedModel:
     """Maximise the mixed reward minus β·KL to the SFT model. Source: Schulman et al., arXiv 1707.06347;
     Ouyang et al., arXiv 2203.02155.
 
     A training that was stopped goes on from its checkpoint, to the same bytes and curves as one that was not.
     Raises UserError where a prompt leaves no room for an answer, or a reward fails.
     """
-    set_determinism(seed)
+    set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
     prompts = training_rows(files.prompts)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
     models = load_models(params, files)
     check_prompts(prompts, tokenizer, params.max_new_tokens, models.policy.config)
-    training = Training(models, Optimiser(params, models), Adaptive(params.beta), CurveRecorder(log))
-    key = training_key(params, seed, training_inputs(params, files)) if checkpoints else ""
-    if checkpoints and (state := checkpoints.resume(key)):
-        training.restore(state)
-    batches = prompt_batches(prompts, params.batch_size, params.group_size, seed)
-    if watch:
-        watch.look(models.policy, training.steps, params.steps)
+    training = Training(models, Optimiser(params, models), Adaptive(params.beta))
+    curves = CurveRecorder(run.log)
+    parts = Parts(training=training, curves=curves, **run.parts)
+    if run.checkpoints and (state := run.checkpoints.resume()):
+        parts.restore(state)
+    batches = prompt_batches(prompts, params.batch_size, params.group_size, run.seed)
+    if run.watch:
+        run.watch.look(models.policy, training.steps, params.steps)
     remaining = islice(enumerate(batches, 1), training.steps, params.steps)
     for step, rows in tqdm(remaining, desc="ppo", unit="rollout", initial=training.steps, total=params.steps):
         rollout = roll_out(params, models, tokenizer, rows)
@@ -63,19 +56,15 @@ def train_ppo(
         figures |= describe(params, rollout, experience)
         figures |= training.optimiser.update(rollout, experience, training.adaptive.beta)
         figures |= training.adaptive.follow(params, figures["objective/kl"])
-        training.curves(figures, step)
-        if watch and watch.look(models.policy, step, params.steps):
+        training.steps = step
+        curves(figures, step)
+        if run.watch and run.watch.look(models.policy, step, params.steps):
             break
-        if checkpoints:
-            checkpoints.offer(step, training.state)
-    if watch:
-        watch.roll_back(models.policy, training.steps)
+        if run.checkpoints:
+            run.checkpoints.offer(step, parts.state)
+    if run.watch:
+        run.watch.roll_back(models.policy, training.steps)
     return finished_policy(models.policy, params, files.sft, tokenizer)
-
-
-def training_inputs(params: PPOParams, files: PolicyFiles) -> list[Path]:
-    """The files that a training reads."""
-    return [files.sft, files.prompts, *([files.reward] if params.rewards.reward_model else [])]
 
 
 def check_prompts(rows: list[Row], tokenizer: Any, max_new_tokens: int, config: Any) -> None:
@@ -94,29 +83,27 @@ def check_prompts(rows: list[Row], tokenizer: Any, max_new_tokens: int, config: 
 
 @dataclass
 class Training:
-    """All that changes while training: weights, moments, learning rates, β, score scale, curves, random numbers."""
+    """What PPO changes: weights, moments, learning rates, β, score scale; and how many rollouts are done.
+
+    The order of prompts follows from their number and the seed.
+    """
 
     models: Models
     optimiser: Optimiser
     adaptive: Adaptive
-    curves: CurveRecorder
-
-    @property
-    def steps(self) -> int:
-        """Rollouts done; the order of prompts follows from their number and the seed."""
-        return max(self.curves.rows, default=0)
+    steps: int = 0
 
     def state(self) -> dict[str, Any]:
         return {
+            "steps": self.steps,
             "weights": self.models.trained(),
             "adam": self.optimiser.adam.state_dict(),
             "schedule": self.optimiser.schedule.state_dict(),
             "adaptive": asdict(self.adaptive),
-            "curves": self.curves.rows,
-            "random": random_state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
         with torch.no_grad():
             for part, weights in self.models.trained().items():
                 for name, value in weights.items():
@@ -124,6 +111,3 @@ class Training:
         self.optimiser.adam.load_state_dict(state["adam"])
         self.optimiser.schedule.load_state_dict(state["schedule"])
         self.adaptive = Adaptive(**state["adaptive"])
-        for step, figures in state["curves"].items():
-            self.curves(figures, step)
-        set_random_state(state["random"])

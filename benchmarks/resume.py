@@ -1,0 +1,213 @@
+"""Does a training end at the same bytes after kill -9? PPO, GRPO and DPO, killed at random moments and run again.
+
+Makes its own small world and model. Every fourth kill waits for a checkpoint that is being written. The last table is
+what checkpoints cost when they may take a twentieth of the time and are as frequent as that allows.
+
+    OMP_NUM_THREADS=1 python benchmarks/resume.py [--kills 20] [--seed 0] [--hidden-size 128]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import trl  # noqa: F401 - every training is a fork of this process, which has imported what they need
+from tqdm import tqdm
+from trl import DPOTrainer, GRPOTrainer  # noqa: F401
+
+from rlhf.checkpoints import Checkpoints
+from rlhf.curves import CurveRecorder, no_log
+from rlhf.data.formats import write_rows
+from rlhf.data.world import make_world
+from rlhf.models import load_scorer, load_tokenizer, save_model, set_determinism
+from rlhf.params import PolicyParams
+from rlhf.params_file import load_params
+from rlhf.policies import PolicyFiles, train_policy
+from rlhf.pretraining import build_model, train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = load_params(ROOT / "params.yaml")
+FORK = multiprocessing.get_context("fork")
+COMMON = {"batch_size": 8, "lr_scheduler": "cosine", "gradient_accumulation_steps": 2, "learning_rate": 1e-3}
+ONLINE = {"update_epochs": 2, "max_new_tokens": 12, "group_size": 4}
+CHANGES = {
+    "ppo": COMMON | ONLINE | {"steps": 24, "batch_size": 16, "minibatches": 2, "score_scaling": "running"},
+    "grpo": COMMON | ONLINE | {"steps": 24},
+    "dpo": COMMON | {"epochs": 4.0, "contradicted": "keep"},
+}
+SEED = 5
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: after which step, from which checkpoint the next run went on, and how it ended."""
+
+    method: str
+    step: int
+    resumed: int
+    writing: bool
+    equal: bool
+
+
+class Watched(Checkpoints):
+    """Checkpoints that tell another process how far the training is, and what they took."""
+
+    def __init__(self, folder: Path, share: float, step: Any) -> None:
+        super().__init__(folder, 0.0, share)
+        self._step = step
+        self.seconds = 0.0
+
+    def offer(self, step: int, make_state: Callable[[], dict[str, Any]]) -> None:
+        self._step.value = step
+        started = time.perf_counter()
+        super().offer(step, make_state)
+        self.seconds += time.perf_counter() - started
+
+
+# trainings in processes of their own --------------------------------------------------------------
+
+
+def make_files(folder: Path, hidden_size: int) -> None:
+    """A small world and a model with random weights, which are all that a comparison of bytes needs."""
+    world = PARAMS.prepare.world
+    assert world is not None
+    sizes = {"demonstrations": 40, "pairs": 64, "prompts": 24, "test_prompts": 16}
+    pretraining = world.pretraining.model_copy(update={"hidden_size": hidden_size, "problems": 200, "drills": 200})
+    made = make_world(world.model_copy(update={**sizes, "pretraining": pretraining}), SEED)
+    tokenizer = train_tokenizer([story + rest for story, rest in made.texts], 300, 128)
+    files = policy_files(folder)
+    save_model(build_model(pretraining, tokenizer, SEED), tokenizer, files.sft)
+    set_determinism(SEED)
+    save_model(load_scorer(files.sft), tokenizer, files.reward)
+    write_rows(files.prompts, made.prompts[0])
+    write_rows(files.preferences, made.preferences[0])
+
+
+def policy_files(folder: Path) -> PolicyFiles:
+    return PolicyFiles(folder / "sft", folder / "reward", folder / "prompts.jsonl", folder / "preferences.jsonl")
+
+
+def section(method: str) -> PolicyParams:
+    """The default policy at a size at which it trains in seconds, in which more than weights changes."""
+    return PARAMS.policies[method].model_copy(update=CHANGES[method])
+
+
+def train(method: str, world: Path, results: Path, checkpoints: Watched | None) -> None:
+    """Train as the stage does, and leave model, curves and what the checkpoints cost in `results`."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(quiet, stream)
+    started = time.perf_counter()
+    curves = CurveRecorder(no_log)
+    model = train_policy(section(method), policy_files(world), SEED, curves, checkpoints)
+    seconds = time.perf_counter() - started
+    save_model(model, load_tokenizer(world / "sft"), results)
+    curves.write(results / "curves.csv")
+    spent = checkpoints.seconds if checkpoints else 0.0
+    (results / "cost.json").write_text(json.dumps({"seconds": seconds, "spent": spent}))
+
+
+def start(target: Callable[..., None], *arguments: Any) -> Any:
+    process = FORK.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def finish(target: Callable[..., None], *arguments: Any) -> float:
+    """Run to the end; returns seconds."""
+    started = time.perf_counter()
+    process = start(target, *arguments)
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"a training ended with status {process.exitcode}")
+    return time.perf_counter() - started
+
+
+def outcome(results: Path) -> tuple[bytes, bytes]:
+    return (results / "model.safetensors").read_bytes(), (results / "curves.csv").read_bytes()
+
+
+# kills --------------------------------------------------------------------------------------------
+
+
+def kill_once(method: str, world: Path, folder: Path, moment: float, aimed: bool) -> Kill | None:
+    """Kill a training after `moment` seconds and run it again; None where it was over before.
+
+    `aimed`: not at once, but as soon as a checkpoint is being written.
+    """
+    step, state = FORK.Value("i", 0), folder / "state"
+    process = start(train, method, world, folder / "killed", Watched(state, math.inf, step))
+    process.join(moment)
+    while aimed and process.is_alive() and not list(state.glob("*/*.partial")):
+        pass
+    process.kill()
+    process.join()
+    if process.exitcode == 0:
+        return None
+    written = sorted(int(path.stem) for path in state.glob("*/*.pt"))
+    writing = bool(list(state.glob("*/*.partial")))
+    finish(train, method, world, folder / "resumed", Watched(state, math.inf, FORK.Value("i", 0)))
+    equal = outcome(folder / "resumed") == outcome(world / method)
+    return Kill(method, step.value, written[-1] if written else 0, writing, equal)
+
+
+def main() -> None:
+    """Train each method undisturbed, then kill and resume it at random moments, and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hidden-size", type=int, default=128)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as place:
+        world = Path(place) / "world"
+        finish(make_files, world, options.hidden_size)
+        duration = {method: finish(train, method, world, world / method, None) for method in CHANGES}
+        kills: list[Kill] = []
+        with tqdm(total=options.kills, unit="kill", disable=False) as bar:
+            while len(kills) < options.kills:
+                method = list(CHANGES)[len(kills) % len(CHANGES)]
+                moment = chance.uniform(0.0, duration[method])
+                with tempfile.TemporaryDirectory(dir=place) as folder:
+                    kill = kill_once(method, world, Path(folder), moment, len(kills) % 4 == 3)
+                if kill:
+                    kills.append(kill)
+                    bar.update()
+        print_kills(kills)
+        print_cost(world, Path(place))
+    if not all(kill.equal for kill in kills):
+        raise SystemExit("a training did not end at the bytes of an undisturbed one")
+
+
+def print_kills(kills: list[Kill]) -> None:
+    print(
+        "| method | killed after step | resumed from | a checkpoint was half written | equal |\n|---|---|---|---|---|"
+    )
+    for kill in sorted(kills, key=lambda kill: (kill.method, kill.step)):
+        print("| " + " | ".join("yes" if value is True else "no" if value is False else str(value)
+                                for value in asdict(kill).values()) + " |")  # fmt: skip
+
+
+def print_cost(world: Path, place: Path) -> None:
+    """What checkpoints take of a training that writes as many as the rule allows."""
+    print("\n| method | seconds | of which checkpoints | MB each |\n|---|---|---|---|")
+    for method in CHANGES:
+        folder = place / f"cost-{method}"
+        finish(train, method, world, folder, Watched(folder / "state", 0.05, FORK.Value("i", 0)))
+        cost = json.loads((folder / "cost.json").read_text())
+        size = max(path.stat().st_size for path in folder.glob("state/*/*.pt")) / 1e6
+        print(f"| {method} | {cost['seconds']:.1f} | {cost['spent'] / cost['seconds']:.1%} | {size:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""How a training lets itself be looked at; rlhf.watch looks."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhf.checkpoints import Part
+
+
+class Watch(Part, Protocol):
+    """Who looks at a policy as it trains, and knows which of its states was the best."""
+
+    @property
+    def key(self) -> str:
+        """What it looks with: the same for the same settings, models and prompts."""
+        ...
+
+    def look(self, model: Any, step: int, total: int) -> bool:
+        """Measure the model where a look is due after `step` of `total` steps; true where training shall end."""
+        ...
+
+    def roll_back(self, model: Any, step: int) -> None:
+        """Make of the model, trained for `step` steps, the best one that was seen."""
+        ...
+
+
+class Watching(TrainerCallback):
+    """Has a Watch look at the model that a trainer of transformers trains."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        self._watch.look(model, state.global_step, state.max_steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        if self._watch.look(model, state.global_step, state.max_steps):
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        self._watch.roll_back(model, state.global_step)
