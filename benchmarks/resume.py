@@ -30,7 +30,7 @@ from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import write_rows
 from rlhf.data.world import make_world
 from rlhf.models import load_scorer, load_tokenizer, save_model, set_determinism
-from rlhf.params import PolicyParams
+from rlhf.params import PolicyParams, RewardMix, Weight
 from rlhf.params_file import load_params
 from rlhf.policies import PolicyFiles, train_policy
 from rlhf.pretraining import build_model, train_tokenizer
@@ -39,7 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARAMS = load_params(ROOT / "params.yaml")
 FORK = multiprocessing.get_context("fork")
 COMMON = {"batch_size": 8, "lr_scheduler": "cosine", "gradient_accumulation_steps": 2, "learning_rate": 1e-3}
-ONLINE = {"update_epochs": 2, "max_new_tokens": 8, "group_size": 4, "steps": 16}
+JUDGED = RewardMix(reward_model=Weight(weight=1.0))  # by rule, all answers of a random model would be equally bad
+ONLINE = {"update_epochs": 2, "max_new_tokens": 8, "group_size": 4, "steps": 16, "rewards": JUDGED}
 CHANGES = {
     "ppo": COMMON | ONLINE | {"minibatches": 2, "score_scaling": "running"},
     "grpo": COMMON | ONLINE,
@@ -137,7 +138,9 @@ def finish(method: str, world: Path, results: Path, checkpoints: Watched | None)
 
 
 def outcome(results: Path) -> tuple[bytes, bytes]:
-    return (results / "model.safetensors").read_bytes(), (results / "curves.csv").read_bytes()
+    """Weights and curves."""
+    curves = results / "curves.csv"
+    return (results / "model.safetensors").read_bytes(), curves.read_bytes() if curves.exists() else b""
 
 
 # kills --------------------------------------------------------------------------------------------
@@ -179,6 +182,8 @@ def main() -> None:
         making.start()
         making.join()
         duration = {method: finish(method, world, world / method, None) for method in CHANGES}
+        if any(outcome(world / method)[0] == outcome(world / "sft")[0] for method in CHANGES):
+            raise SystemExit("a policy did not move, so that its bytes would prove nothing")
         kills: list[Kill] = []
         with tqdm(total=options.kills, unit="kill", disable=False) as bar:
             while len(kills) < options.kills:
