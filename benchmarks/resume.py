@@ -3,7 +3,7 @@
 Makes its own small world and model. Every fourth kill waits for a checkpoint that is being written. The last table is
 what checkpoints cost when they may take a twentieth of the time and are as frequent as that allows.
 
-    OMP_NUM_THREADS=1 python benchmarks/resume.py [--kills 20] [--seed 0] [--hidden-size 128]
+    OMP_NUM_THREADS=1 python benchmarks/resume.py [--kills 20] [--seed 0] [--hidden-size 64]
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import trl  # noqa: F401 - every training is a fork of this process, which has imported what they need
 from tqdm import tqdm
-from trl import DPOTrainer, GRPOTrainer  # noqa: F401
+from transformers.utils import logging
+from trl import DPOTrainer, GRPOTrainer  # noqa: F401 - trainings are forks of this process, and need not import them
 
 from rlhf.checkpoints import Checkpoints
 from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import write_rows
 from rlhf.data.world import make_world
 from rlhf.models import load_scorer, load_tokenizer, save_model, set_determinism
-from rlhf.params import PolicyParams
+from rlhf.params import PolicyParams, RewardMix, Weight
 from rlhf.params_file import load_params
 from rlhf.policies import PolicyFiles, train_policy
 from rlhf.pretraining import build_model, train_tokenizer
@@ -39,11 +39,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PARAMS = load_params(ROOT / "params.yaml")
 FORK = multiprocessing.get_context("fork")
 COMMON = {"batch_size": 8, "lr_scheduler": "cosine", "gradient_accumulation_steps": 2, "learning_rate": 1e-3}
-ONLINE = {"update_epochs": 2, "max_new_tokens": 12, "group_size": 4}
+JUDGED = RewardMix(reward_model=Weight(weight=1.0))  # by rule, all answers of a random model would be equally bad
+ONLINE = {"update_epochs": 2, "max_new_tokens": 8, "group_size": 4, "steps": 16, "rewards": JUDGED}
 CHANGES = {
-    "ppo": COMMON | ONLINE | {"steps": 24, "batch_size": 16, "minibatches": 2, "score_scaling": "running"},
-    "grpo": COMMON | ONLINE | {"steps": 24},
-    "dpo": COMMON | {"epochs": 4.0, "contradicted": "keep"},
+    "ppo": COMMON | ONLINE | {"minibatches": 2, "score_scaling": "running"},
+    "grpo": COMMON | ONLINE,
+    "dpo": COMMON | {"epochs": 4.0, "contradicted": "keep", "max_length": 256},
 }
 SEED = 5
 
@@ -104,9 +105,10 @@ def section(method: str) -> PolicyParams:
 
 def train(method: str, world: Path, results: Path, checkpoints: Watched | None) -> None:
     """Train as the stage does, and leave model, curves and what the checkpoints cost in `results`."""
-    quiet = os.open(os.devnull, os.O_WRONLY)
+    results.mkdir(parents=True)
+    output = os.open(results / "output.txt", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
-        os.dup2(quiet, stream)
+        os.dup2(output, stream)
     started = time.perf_counter()
     curves = CurveRecorder(no_log)
     model = train_policy(section(method), policy_files(world), SEED, curves, checkpoints)
@@ -117,24 +119,28 @@ def train(method: str, world: Path, results: Path, checkpoints: Watched | None) 
     (results / "cost.json").write_text(json.dumps({"seconds": seconds, "spent": spent}))
 
 
-def start(target: Callable[..., None], *arguments: Any) -> Any:
-    process = FORK.Process(target=target, args=arguments)
+def start(method: str, world: Path, results: Path, checkpoints: Watched | None) -> Any:
+    process = FORK.Process(target=train, args=(method, world, results, checkpoints))
     process.start()
     return process
 
 
-def finish(target: Callable[..., None], *arguments: Any) -> float:
-    """Run to the end; returns seconds."""
+def finish(method: str, world: Path, results: Path, checkpoints: Watched | None) -> float:
+    """Train to the end; returns seconds."""
     started = time.perf_counter()
-    process = start(target, *arguments)
+    process = start(method, world, results, checkpoints)
     process.join()
     if process.exitcode:
-        raise SystemExit(f"a training ended with status {process.exitcode}")
+        raise SystemExit(
+            f"{method} ended with status {process.exitcode}: {(results / 'output.txt').read_text()[-2000:]}"
+        )
     return time.perf_counter() - started
 
 
 def outcome(results: Path) -> tuple[bytes, bytes]:
-    return (results / "model.safetensors").read_bytes(), (results / "curves.csv").read_bytes()
+    """Weights and curves."""
+    curves = results / "curves.csv"
+    return (results / "model.safetensors").read_bytes(), curves.read_bytes() if curves.exists() else b""
 
 
 # kills --------------------------------------------------------------------------------------------
@@ -146,7 +152,7 @@ def kill_once(method: str, world: Path, folder: Path, moment: float, aimed: bool
     `aimed`: not at once, but as soon as a checkpoint is being written.
     """
     step, state = FORK.Value("i", 0), folder / "state"
-    process = start(train, method, world, folder / "killed", Watched(state, math.inf, step))
+    process = start(method, world, folder / "killed", Watched(state, math.inf, step))
     process.join(moment)
     while aimed and process.is_alive() and not list(state.glob("*/*.partial")):
         pass
@@ -156,7 +162,7 @@ def kill_once(method: str, world: Path, folder: Path, moment: float, aimed: bool
         return None
     written = sorted(int(path.stem) for path in state.glob("*/*.pt"))
     writing = bool(list(state.glob("*/*.partial")))
-    finish(train, method, world, folder / "resumed", Watched(state, math.inf, FORK.Value("i", 0)))
+    finish(method, world, folder / "resumed", Watched(state, math.inf, FORK.Value("i", 0)))
     equal = outcome(folder / "resumed") == outcome(world / method)
     return Kill(method, step.value, written[-1] if written else 0, writing, equal)
 
@@ -166,13 +172,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--hidden-size", type=int, default=64)
     options = parser.parse_args()
     chance = random.Random(options.seed)
+    logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as place:
         world = Path(place) / "world"
-        finish(make_files, world, options.hidden_size)
-        duration = {method: finish(train, method, world, world / method, None) for method in CHANGES}
+        making = FORK.Process(target=make_files, args=(world, options.hidden_size))
+        making.start()
+        making.join()
+        duration = {method: finish(method, world, world / method, None) for method in CHANGES}
+        if any(outcome(world / method)[0] == outcome(world / "sft")[0] for method in CHANGES):
+            raise SystemExit("a policy did not move, so that its bytes would prove nothing")
         kills: list[Kill] = []
         with tqdm(total=options.kills, unit="kill", disable=False) as bar:
             while len(kills) < options.kills:
@@ -203,7 +214,7 @@ def print_cost(world: Path, place: Path) -> None:
     print("\n| method | seconds | of which checkpoints | MB each |\n|---|---|---|---|")
     for method in CHANGES:
         folder = place / f"cost-{method}"
-        finish(train, method, world, folder, Watched(folder / "state", 0.05, FORK.Value("i", 0)))
+        finish(method, world, folder, Watched(folder / "state", 0.05, FORK.Value("i", 0)))
         cost = json.loads((folder / "cost.json").read_text())
         size = max(path.stat().st_size for path in folder.glob("state/*/*.pt")) / 1e6
         print(f"| {method} | {cost['seconds']:.1f} | {cost['spent'] / cost['seconds']:.1%} | {size:.1f} |")
