@@ -17,7 +17,7 @@ import torch
 from rlhf.checkpoints import Checkpoints, random_state, set_random_state, training_key
 from rlhf.curves import CurveRecorder, no_log
 from rlhf.models import load_tokenizer, save_model
-from rlhf.params import AdapterParams, AdaptiveBeta
+from rlhf.params import AdapterParams, AdaptiveBeta, DynamicSampling, RewardMix, Weight
 from rlhf.params_file import load_params
 from rlhf.policies import train_policy
 from tasks import policy as stage
@@ -28,6 +28,13 @@ ROOT = Path(__file__).parent.parent
 ADAPTER = AdapterParams(rank=2, alpha=4, dropout=0.0, target_modules="all-linear", quantise=None)
 MOVING = {"score_scaling": "running", "adaptive_beta": AdaptiveBeta(target=0.5, horizon=40), "lr_scheduler": "cosine"}
 """Settings under which more than weights changes from rollout to rollout."""
+REFILLED = {
+    "advantage": "leave_one_out",
+    "group_size": 4,
+    "dynamic_sampling": DynamicSampling(max_refills=2),
+    "rewards": RewardMix(answer=Weight(weight=1.0)),
+}
+"""A model this small answers nothing rightly: only the penalty of a missing end tells its answers apart."""
 
 KILLED = """
 import os, pickle, signal, sys
@@ -70,8 +77,8 @@ def train(section, files, checkpoints, folder, log=no_log):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"critic": "shared"}, {"adapter": ADAPTER, "critic": "adapter"}, {"advantage": "reward"}],
-    ids=["separate", "shared", "adapter", "none"],
+    [{}, {"critic": "shared"}, {"adapter": ADAPTER, "critic": "adapter"}, {"advantage": "reward"}, REFILLED],
+    ids=["separate", "shared", "adapter", "none", "refilled"],
 )
 def test_a_stopped_training_ends_where_an_uninterrupted_one_does(params, policy_files, tmp_path, caplog, changes):
     caplog.set_level(logging.INFO)
@@ -88,6 +95,8 @@ def test_a_stopped_training_ends_where_an_uninterrupted_one_does(params, policy_
         lambda figures, step: steps.append(step),
     )
     assert resumed == expected
+    if section.dynamic_sampling:
+        assert all(row["groups/refills"] > 0 for row in expected[2].values())
     assert "000000003.pt" in caplog.text
     assert steps == [1, 2, 3, 4, 5, 6]  # the listener hears of the steps before the stop too
 

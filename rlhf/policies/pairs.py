@@ -15,7 +15,14 @@ from rlhf.curves import Log
 from rlhf.data.formats import Row, training_rows
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
-from rlhf.models import load_causal, load_tokenizer, lora_config, set_determinism, trainer_settings
+from rlhf.models import (
+    load_causal,
+    load_tokenizer,
+    lora_config,
+    set_determinism,
+    target_modules_named,
+    trainer_settings,
+)
 from rlhf.params import PairParams
 from rlhf.policies import PolicyFiles, Settings
 from rlhf.scoring import RewardModel
@@ -47,7 +54,8 @@ def train_on_pairs(params: PairParams, files: PolicyFiles, seed: int, log: Log, 
     pairs = settle_contradictions(pairs, params, files, log)
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(params, seed, Path(folder)) | {"num_train_epochs": params.epochs}
-        trainer = method.trainer(
+        build = target_modules_named(params.adapter)(method.trainer)
+        trainer = build(
             model=load_causal(files.sft, params),
             args=method.configuration(params, settings),
             train_dataset=Dataset.from_list(method.rows(pairs, seed)),
