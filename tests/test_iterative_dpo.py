@@ -12,8 +12,16 @@ from rlhf.models import load_causal, load_tokenizer
 from rlhf.policies import iterative_dpo, pairs, train_policy
 from rlhf.policies.iterative_dpo import Answers, Series, dpo_section, rank, sample_answers
 from rlhf.scoring import Reward
+from tests.learning import sample_to_the_limit
 from tests.test_families import section
 from tests.tiny import share_of_letters
+
+
+@pytest.fixture
+def _letters(monkeypatch):
+    """A reward and an end that a model this small comes to."""
+    monkeypatch.setattr(iterative_dpo, "sample", sample_to_the_limit)
+    monkeypatch.setattr(iterative_dpo, "build_rewards", lambda *_: [Reward("mine", share_of_letters, 1.0)])
 
 
 def by_length(prompts, completions, **columns):
@@ -57,7 +65,7 @@ def test_without_usable_answers_there_is_no_pair():
 
 def test_only_answers_that_ended_are_usable(policy_files):
     torch.manual_seed(0)
-    params = section("iterative_dpo")
+    params = section("iterative_dpo", max_new_tokens=60, temperature=2.0, batch_size=24)
     rows = [{"id": "1", "prompt": "What is 2 + 3 ?", "answer": "5"}] * 48
     answers = sample_answers(params, load_causal(policy_files.sft), load_tokenizer(policy_files.sft), rows)
     assert len(answers.texts) == 48
@@ -78,6 +86,7 @@ def test_rounds_are_one_series_of_steps():
     assert heard == [0, 10, 12, 12, 22, 24]
 
 
+@pytest.mark.usefixtures("_letters")
 @pytest.mark.parametrize("reference", ["sft", "previous"])
 def test_a_round_starts_where_the_last_one_ended_and_is_held_to_its_reference(policy_files, monkeypatch, reference):
     """With `sft` the margin of the first batch of round two is what round one learnt; with `previous` it is zero."""
@@ -102,13 +111,14 @@ def test_a_round_starts_where_the_last_one_ended_and_is_held_to_its_reference(po
     assert [curves.rows[step]["round"] for step in (0, 1)] == [1, 2]
 
 
-def test_the_policy_learns_what_is_rewarded(policy_files, monkeypatch):
-    monkeypatch.setattr(iterative_dpo, "build_rewards", lambda *_: [Reward("mine", share_of_letters, 1.0)])
-    params = section("iterative_dpo", rounds=4, prompts_per_round=8, epochs=3.0, learning_rate=0.02)
+@pytest.mark.usefixtures("_letters")
+def test_the_policy_learns_what_is_rewarded(policy_files):
+    sizes = {"rounds": 3, "prompts_per_round": 16, "group_size": 8, "batch_size": 16, "epochs": 3.0}
+    params = section("iterative_dpo", **sizes, learning_rate=0.02, sft_weight=1.0)
     curves = CurveRecorder(no_log)
     train_policy(params, policy_files, 0, curves)
     rewards = [row["reward"] for _, row in sorted(curves.rows.items()) if "reward" in row]
-    assert len(rewards) == 4
+    assert len(rewards) == 3
     assert rewards[-1] > rewards[0] + 0.1
 
 
@@ -131,6 +141,7 @@ def test_without_a_pair_the_first_round_is_refused(policy_files, tmp_path, monke
         train_policy(section("iterative_dpo"), replace(policy_files, prompts=tmp_path / "none.jsonl"), 0, no_log)
 
 
+@pytest.mark.usefixtures("_letters")
 def test_without_a_pair_a_later_round_ends_the_training(policy_files, monkeypatch, caplog):
     rounds = iter([share_of_letters, lambda p, c, **_: [1.0] * len(p)])
     monkeypatch.setattr(
