@@ -110,10 +110,10 @@ class Rule:
         return "warn" if sign * value > sign * self.warn else "ok"
 
 
-_EVERY = ("ppo", "grpo", "dpo", "sft", "reward")
+_EVERY = ("ppo", "grpo", "dpo", "iterative_dpo", "sft", "reward")
 _GRADIENTS = {"ppo": ("policy/grad_norm",)} | {name: ("grad_norm",) for name in _EVERY if name != "ppo"}
-_REWARD = {"ppo": ("objective/scores",), "grpo": ("reward",)}
-_ONLINE = ("ppo", "grpo")
+_REWARD = {"ppo": ("objective/scores",), "grpo": ("reward",), "iterative_dpo": ("reward",)}
+_ONLINE = ("ppo", "grpo", "iterative_dpo")
 _LENGTH: dict[str, tuple[str, ...]] = dict.fromkeys(_ONLINE, ("completions/mean_length",))
 
 RULES = (
@@ -173,12 +173,18 @@ RULES = (
         "Take prompts of middling difficulty, raise group_size or temperature, or add a finer reward.",
     ),
     Rule(
+        "most groups dropped", dict.fromkeys(("ppo", "grpo"), ("groups/dropped",)), _level,
+        "share of sampled answers that dynamic sampling drops at the end", "above", 0.7, None, 1,
+        "Most sampling is for nothing, and what is learnt from is a small, odd part of the prompts.",
+        "Take prompts of middling difficulty, raise group_size, or add a finer reward.",
+    ),
+    Rule(
         "reward falls", _REWARD, _gain, "change of the reward, as a share of its start", "below", -0.1, -0.5, 4,
         "The training makes worse what it maximises.",
         "Lower the learning rate; see whether the KL, the length or the stop rate broke first.",
     ),
     Rule(
-        "over-optimisation", dict.fromkeys(("ppo", "grpo", "dpo"), ("watch/over_optimised",)), sum,
+        "over-optimisation", dict.fromkeys((*_ONLINE, "dpo"), ("watch/over_optimised",)), sum,
         "looks at which gold had fallen significantly while the proxy had risen", "above", 0, None, 2,
         "The reward model likes the answers more and more while they get worse: its errors are being learnt. The state "
         "with the highest gold reward was kept.",
@@ -191,16 +197,16 @@ RULES = (
         "Raise max_new_tokens, or reward a shorter form (rewards.length, rewards.format).",
     ),
     Rule(
-        "answers do not end", {"ppo": ("completions/stop_rate",)}, _level,
+        "answers do not end", dict.fromkeys(("ppo", "iterative_dpo"), ("completions/stop_rate",)), _level,
         "share of answers that end by themselves at the end", "below", 0.9, 0.5, 1,
         "Answers run to the limit and are judged without their end.",
-        "Raise max_new_tokens or missing_eos_penalty.",
+        "Raise max_new_tokens, or with PPO missing_eos_penalty.",
     ),
     Rule(
-        "stop rate falls", {"ppo": ("completions/stop_rate",)}, _change, "change of the stop rate", "below",
-        -0.05, -0.3, 4,
+        "stop rate falls", dict.fromkeys(("ppo", "iterative_dpo"), ("completions/stop_rate",)), _change,
+        "change of the stop rate", "below", -0.05, -0.3, 4,
         "The policy forgets how to end an answer, mostly as longer ones are rewarded.",
-        "Raise missing_eos_penalty, or add rewards.length.",
+        "Add rewards.length, or with PPO raise missing_eos_penalty.",
     ),
     Rule(
         "answers grow", _LENGTH, _ratio, "mean length at the end ÷ at the start", "above", 1.5, None, 4,
@@ -219,7 +225,7 @@ RULES = (
         "Raise critic_learning_rate, or take an advantage without a critic (leave_one_out, group).",
     ),
     Rule(
-        "chosen answers become less likely", {"dpo": ("logps/chosen",)}, _gain,
+        "chosen answers become less likely", dict.fromkeys(("dpo", "iterative_dpo"), ("logps/chosen",)), _gain,
         "change of the chosen answers' log-probability, as a share of its start", "below", -0.2, -1, 4,
         "The margin grows by pushing both answers down; the probability goes to answers that nobody has compared.",
         "Raise sft_weight or beta, or lower the learning rate.",
@@ -231,7 +237,7 @@ RULES = (
         "Compare with preference_accuracy on held-out pairs; train for fewer epochs, or raise label_smoothing.",
     ),
     Rule(
-        "margin too large", {"dpo": ("rewards/margins",)}, _level,
+        "margin too large", dict.fromkeys(("dpo", "iterative_dpo"), ("rewards/margins",)), _level,
         "β × margin between chosen and rejected at the end, nats", "above", 5, 20, 1,
         "The preference loss is nearly 0 beyond a margin of 5; what still widens it is overfitting.",
         "Raise beta, train for fewer epochs, or take loss ipo, which aims at a finite margin.",

@@ -207,6 +207,20 @@ def adapters_kept(model: Any) -> Iterator[None]:
             value.requires_grad_(True)
 
 
+@contextmanager
+def target_modules_named(adapter: AdapterParams | None) -> Iterator[None]:
+    """Build a model under an adapter. Raises UserError where it lacks the modules that `target_modules` names."""
+    try:
+        yield
+    except ValueError as error:
+        if adapter is None or "target modules" not in str(error).lower():
+            raise
+        raise UserError(
+            f"adapter.target_modules is {adapter.target_modules!r}, which does not fit the model "
+            f"({first_line(error)}); set it to all-linear, or to names of the model's linear layers"
+        ) from error
+
+
 def merge_adapter(model: Any, sample: dict[str, Any]) -> PreTrainedModel:
     """Fold a PEFT adapter into its base model and check that the logits on `sample` stay.
 

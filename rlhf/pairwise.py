@@ -18,7 +18,14 @@ from trl.trainer.reward_trainer import RewardTrainer
 from rlhf.curves import Log
 from rlhf.encoding import pad_batch
 from rlhf.examples import Examples, read_batch, score_margins
-from rlhf.models import load_fresh_scorer, lora_config, save_model, set_determinism, trainer_settings
+from rlhf.models import (
+    load_fresh_scorer,
+    lora_config,
+    save_model,
+    set_determinism,
+    target_modules_named,
+    trainer_settings,
+)
 from rlhf.params import RewardParams
 from rlhf.ratings import measure_ratings
 from rlhf.reward_losses import OBJECTIVES, TWINS, RewardBatch
@@ -275,7 +282,7 @@ def _build_trainer(section: RewardParams, job: Job, model: Any, settings: dict[s
         sequences = [side[number] for side in job.train.sides for number in numbers]
         return {**pad_batch(sequences, padding), "rows": torch.tensor(numbers)}
 
-    return PairwiseTrainer(
+    return target_modules_named(section.adapter)(PairwiseTrainer)(
         model=model,
         args=RewardConfig(
             **settings,

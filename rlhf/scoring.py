@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf.data.formats import Row
 from rlhf.encoding import encode_answer, pad_batch
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.models import load_scorer, load_tokenizer
 from rlhf.params import RewardMix
 from rlhf.rules import answer_reward, format_reward, language_reward, length_reward
@@ -226,16 +226,28 @@ def mixed_reward(
 ) -> tuple[list[float], dict[str, list[float]]]:
     """The weighted sum per answer, and each reward's own values by name.
 
-    Raises UserError, naming the reward, where a function does not return exactly one finite number per answer.
+    Raises UserError, naming the reward, where a function fails or does not return exactly one finite number per answer.
     """
     # Columns of these names would collide with the two arguments.
     others = {name: list(values) for name, values in columns.items() if name not in ("prompts", "completions")}
     parts = {
-        reward.name: _checked(reward, reward.function(list(prompts), list(completions), **others), completions)
+        reward.name: _checked(reward, _called(reward, list(prompts), list(completions), others), completions)
         for reward in rewards
     }
     total = [sum(reward.weight * parts[reward.name][row] for reward in rewards) for row in range(len(completions))]
     return total, parts
+
+
+def _called(reward: Reward, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> Any:
+    try:
+        return reward.function(prompts, completions, **columns)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the reward `{reward.name}` failed ({type(error).__name__}: {first_line(error)}); "
+            "mend the function or the column that it reads; --debug shows where"
+        ) from error
 
 
 def _checked(reward: Reward, values: Any, completions: Sequence[Any]) -> list[float]:

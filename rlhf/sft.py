@@ -17,7 +17,15 @@ from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.data.formats import completion_text, is_conversational, render_prompt, training_rows
 from rlhf.encoding import IGNORED, Demonstration, encode_demonstration, pad_batch
 from rlhf.errors import UserError
-from rlhf.models import load_causal, load_tokenizer, lora_config, save_model, set_determinism, trainer_settings
+from rlhf.models import (
+    load_causal,
+    load_tokenizer,
+    lora_config,
+    save_model,
+    set_determinism,
+    target_modules_named,
+    trainer_settings,
+)
 from rlhf.params import SFTParams
 from rlhf.training import CurveReporter, EarlyStopping, fold_adapter
 
@@ -94,7 +102,7 @@ def _build_trainer(
     """TRL's trainer; `data` is training and held-out rows, `parts` model and tokenizer."""
     train, test = data
     model, tokenizer = parts
-    return SFTTrainer(
+    return target_modules_named(section.adapter)(SFTTrainer)(
         model=model,
         args=SFTConfig(
             **settings,

@@ -72,9 +72,9 @@ class GoldWatch:
         self._snapshot = Snapshot()
         self._looks: list[Look] = []
 
-    def look(self, model: Any, step: int, total: int) -> bool:
+    def look(self, model: Any, step: int, total: int | None) -> bool:
         """Measure where a look is due; true where the policy stays over-optimised and training shall end for it."""
-        is_due = step in {0} | evaluation_steps(total, self._params.evaluations)
+        is_due = total is None or step in {0} | evaluation_steps(total, self._params.evaluations)
         if not is_due or any(look.step == step for look in self._looks):
             return False
         with _undisturbed(model):

@@ -9,6 +9,7 @@ from rlhf.data.formats import training_rows
 from rlhf.encoding import encode_answer
 from rlhf.models import load_causal, load_tokenizer, save_model
 from rlhf.policies import train_policy
+from rlhf.policies.rollout import sample
 
 
 def check_trained(model, start, folder):
@@ -40,3 +41,9 @@ def _log_prob(model, tokenizer, row, side):
     with torch.no_grad():
         log_probs = model(ids).logits[0, :-1].log_softmax(-1)
     return log_probs.gather(1, ids[0, 1:, None])[start - 1 :].sum().item()
+
+
+def sample_to_the_limit(params, policy, tokenizer, rows):
+    """Sampled answers whose limit of tokens counts as an end."""
+    batch, ended = sample(params, policy, tokenizer, rows)
+    return batch, torch.ones_like(ended)

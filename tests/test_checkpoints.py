@@ -21,14 +21,15 @@ from rlhf.checkpoints import Checkpoints, random_state, set_random_state, traini
 from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import training_rows, write_rows
 from rlhf.models import load_tokenizer, save_model
-from rlhf.params import AdapterParams, AdaptiveBeta
+from rlhf.params import AdapterParams, AdaptiveBeta, DynamicSampling, RewardMix, Weight
 from rlhf.params_file import load_params
-from rlhf.policies import groups, train_policy
+from rlhf.policies import groups, iterative_dpo, train_policy
 from rlhf.policies.resuming import make_resumable
 from rlhf.scoring import Reward
 from rlhf.watch import GoldWatch, WatchFiles
 from tasks import policy as stage
 from tasks.paths import Paths
+from tests.learning import sample_to_the_limit
 from tests.test_families import section as family
 from tests.tiny import share_of_letters, tiny_params, write_params
 
@@ -36,6 +37,13 @@ ROOT = Path(__file__).parent.parent
 ADAPTER = AdapterParams(rank=2, alpha=4, dropout=0.0, target_modules="all-linear", quantise=None)
 MOVING = {"score_scaling": "running", "adaptive_beta": AdaptiveBeta(target=0.5, horizon=40), "lr_scheduler": "cosine"}
 """Settings under which more than weights changes from rollout to rollout."""
+REFILLED = {
+    "advantage": "leave_one_out",
+    "group_size": 4,
+    "dynamic_sampling": DynamicSampling(max_refills=2),
+    "rewards": RewardMix(answer=Weight(weight=1.0)),
+}
+"""A model this small answers nothing rightly: only the penalty of a missing end tells its answers apart."""
 
 ACCUMULATED = {"gradient_accumulation_steps": 2, "lr_scheduler": "cosine"}
 PAIRS = ACCUMULATED | {"epochs": 2.0, "batch_size": 4}
@@ -124,8 +132,8 @@ def test_a_watched_training_ends_where_an_uninterrupted_one_does(params, few, tm
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"critic": "shared"}, {"adapter": ADAPTER, "critic": "adapter"}, {"advantage": "reward"}],
-    ids=["separate", "shared", "adapter", "none"],
+    [{}, {"critic": "shared"}, {"adapter": ADAPTER, "critic": "adapter"}, {"advantage": "reward"}, REFILLED],
+    ids=["separate", "shared", "adapter", "none", "refilled"],
 )
 def test_a_stopped_training_ends_where_an_uninterrupted_one_does(params, policy_files, tmp_path, caplog, changes):
     caplog.set_level(logging.INFO)
@@ -142,6 +150,8 @@ def test_a_stopped_training_ends_where_an_uninterrupted_one_does(params, policy_
         lambda figures, step: steps.append(step),
     )
     assert resumed == expected
+    if section.dynamic_sampling:
+        assert all(row["groups/refills"] > 0 for row in expected[2].values())
     assert "000000003.pt" in caplog.text
     assert steps == [1, 2, 3, 4, 5, 6]  # the listener hears of the steps before the stop too
 
@@ -205,6 +215,30 @@ def test_every_family_ends_where_an_uninterrupted_training_does(few, tmp_path, a
     with pytest.raises(KeyboardInterrupt):
         train(section, few, Stopping(tmp_path / "state"), tmp_path / "stopped")
     assert train(section, few, always(tmp_path / "state"), tmp_path / "resumed") == expected
+
+
+def test_rounds_end_where_those_of_an_uninterrupted_training_do(few, tmp_path, monkeypatch):
+    """Killed in the second of three rounds, the first is not done again; a watch looks after each."""
+    monkeypatch.setattr(iterative_dpo, "sample", sample_to_the_limit)
+    monkeypatch.setattr(iterative_dpo, "build_rewards", lambda *_: [Reward("mine", share_of_letters, 1.0)])
+    monkeypatch.setattr(watch_module, "gold_reward", lambda *_: Reward("gold", share_of_letters, 1.0))
+    section = family("iterative_dpo", rounds=3)
+    expected = train(section, few, None, tmp_path / "whole", watched=True)
+    assert sum("watch/gold_reward" in row for row in expected[2].values()) == 4
+
+    def stop(figures, step):
+        if figures.get("round") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(section, few, always(tmp_path / "state"), tmp_path / "stopped", stop, watched=True)
+    rounds = []
+    resumed = train(
+        section, few, always(tmp_path / "state"), tmp_path / "resumed",
+        lambda figures, step: rounds.append(figures.get("round")), watched=True,
+    )  # fmt: skip
+    assert resumed == expected
+    assert [number for number in rounds if number] == [1, 2, 3]  # the first is only told again
 
 
 def test_what_was_computed_is_not_computed_again(few, tmp_path, monkeypatch):

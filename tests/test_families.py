@@ -13,12 +13,12 @@ from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import training_rows, write_rows
 from rlhf.errors import UserError
 from rlhf.models import trainer_settings
-from rlhf.params import AdapterParams, GroupParams, PairParams, PolicyParams, TrainingParams
+from rlhf.params import AdapterParams, GroupParams, IterativeDPOParams, PairParams, PolicyParams, TrainingParams
 from rlhf.params_file import load_params
-from rlhf.policies import groups, train_policy
+from rlhf.policies import groups, iterative_dpo, train_policy
 from rlhf.policies.kto import labelled_answers
 from rlhf.scoring import Reward
-from tests.learning import change, check_trained
+from tests.learning import change, check_trained, sample_to_the_limit
 from tests.tiny import share_of_letters
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,9 @@ BASES = {
     "cpo": PAIRS | {"algorithm": "cpo", "loss": "sigmoid", "gamma": None, "sft_weight": 0.0, "label_smoothing": 0.0},
     "grpo": GRPO | GROUPS | {"algorithm": "grpo"},
     "rloo": GROUPS | {"algorithm": "rloo", "whiten_advantages": False},
+    "iterative_dpo": {name: (DPO | GROUPS)[name] for name in IterativeDPOParams.model_fields if name in DPO | GROUPS}
+    | {"algorithm": "iterative_dpo", "sft_weight": 0.0, "epochs": 1.0, "rounds": 2, "reference": "sft"}
+    | {"prompts_per_round": 8},
 }
 SIMPO = {"loss": "simpo", "gamma": 0.5, "beta": 2.0}
 SMOOTHED = ("robust", "exo_pair", "aot")
@@ -58,6 +61,8 @@ VARIANTS = [
     ("grpo", {"scale_rewards": "batch", "clip_range_high": 0.28, "update_epochs": 2}),
     ("rloo", {}),
     ("rloo", {"whiten_advantages": True, "beta": 0.0}),
+    ("iterative_dpo", {}),
+    ("iterative_dpo", {"reference": "previous"}),
 ]
 
 
@@ -75,8 +80,10 @@ def files(policy_files, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _letters_are_rewarded(monkeypatch):
-    """By rule alone, the bad answers of a model this small would all be equally bad."""
-    monkeypatch.setattr(groups, "build_rewards", lambda *_: [Reward("mine", share_of_letters, 1.0)])
+    """By rule alone, the bad answers of a model this small would all be equally bad, and hardly one ever ends."""
+    monkeypatch.setattr(iterative_dpo, "sample", sample_to_the_limit)
+    for module in (groups, iterative_dpo):
+        monkeypatch.setattr(module, "build_rewards", lambda *_: [Reward("mine", share_of_letters, 1.0)])
 
 
 @pytest.mark.parametrize(("algorithm", "changes"), VARIANTS, ids=str)
@@ -88,7 +95,7 @@ def test_two_steps_move_the_policy(files, tmp_path, algorithm, changes):
     assert all(math.isfinite(value) for row in curves.rows.values() for value in row.values())
 
 
-@pytest.mark.parametrize("algorithm", ["kto", "orpo", "cpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["kto", "orpo", "cpo", "rloo", "iterative_dpo"])
 def test_an_adapter_in_bf16_trains(files, tmp_path, algorithm):
     adapter = AdapterParams(rank=4, alpha=8, dropout=0.0, target_modules="all-linear", quantise=None)
     params = section(algorithm).model_copy(update={"adapter": adapter, "precision": "bf16"})
@@ -191,6 +198,17 @@ def test_params_reach_trl(tmp_path, algorithm, changes, expected):
         ("grpo", {"loss": "cispo"}, "clip_range_high is null but loss 'cispo' caps the ratio itself"),
         ("grpo", {"loss": "cispo", "clip_range_high": 0.2}, "clip_range_high is 0.2 but loss 'cispo' caps"),
         ("grpo", {"loss": "dapo", "importance_sampling_level": "sequence"}, "set loss to grpo"),
+        ("grpo", {"dynamic_sampling": {"max_refills": 0}}, "greater than or equal to 1"),
+        (
+            "grpo",
+            {"dynamic_sampling": {"max_refills": 1}, "scale_rewards": "batch"},
+            "set scale_rewards to group or none",
+        ),
+        ("iterative_dpo", {"group_size": 1}, "greater than or equal to 2"),
+        ("iterative_dpo", {"rounds": 0}, "greater than or equal to 1"),
+        ("iterative_dpo", {"beta": 0.0}, "greater than 0"),
+        ("iterative_dpo", {"label_smoothing": 0.1}, "loss 'sigmoid' takes no notice of it"),
+        ("iterative_dpo", {"rewards": {}}, "no reward is named"),
         ("rloo", {"group_size": 1}, "greater than or equal to 2"),
         ("rloo", {"group_size": 3}, "= 8 is not divisible by group_size 3"),
     ],
@@ -216,7 +234,7 @@ def test_the_readme_leads_to_a_page(algorithm):
     assert (ROOT / page).exists()
 
 
-@pytest.mark.parametrize("algorithm", ["kto", "orpo", "cpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["kto", "orpo", "cpo", "rloo", "iterative_dpo"])
 def test_the_section_in_a_page_is_complete(algorithm):
     page = (ROOT / "docs" / "methods" / f"{algorithm}.md").read_text(encoding="utf-8")
     block = page.split("```yaml\n")[1].split("```")[0]

@@ -232,7 +232,28 @@ def test_leave_one_out_weighs_the_score_against_the_kl_of_the_answer(params, pol
     torch.testing.assert_close(advantages[1, 0], totals[1] - totals[0])
 
 
-@pytest.mark.parametrize("advantage", ["group", "leave_one_out", "reward"])
+def test_the_likelihood_of_an_answer_is_held_against_its_group_s(params, policy_files):
+    """A = L − β·KL minus the group's mean, whatever the rewards; L the answer's log-probability in nats."""
+    section = with_(params, advantage="likelihood", group_size=4, whiten_advantages=False)
+    _, _, rollout = start(section, policy_files)
+    rollout.kl = torch.ones_like(rollout.kl)
+    mask = rollout.batch.mask
+    aims = (rollout.log_probs * mask).sum(1) - 0.1 * mask.sum(1)
+    expected = torch.cat([part - part.mean() for part in aims.split(4)])
+    for scores in (torch.zeros(8), torch.linspace(-9, 9, 8)):
+        experience = estimate(section, rollout, scores, 0.1)
+        torch.testing.assert_close(experience.advantages, expected.unsqueeze(1) * mask)
+        assert torch.equal(experience.scores, scores)
+
+
+def test_learning_from_likelihood_sharpens(params, policy_files):
+    changes = {"advantage": "likelihood", "group_size": 8, "batch_size": 32, "steps": 12, "learning_rate": 0.02}
+    curves = CurveRecorder(no_log)
+    train_policy(with_(params, **changes, beta=0.0, temperature=1.0), policy_files, 0, curves)
+    assert curves.rows[12]["objective/entropy"] < curves.rows[1]["objective/entropy"] - 0.2
+
+
+@pytest.mark.parametrize("advantage", ["group", "leave_one_out", "reward", "likelihood"])
 def test_without_gae_there_is_no_critic(params, policy_files, advantage):
     section = with_(params, advantage=advantage, group_size=4, kl_in="loss", kl_estimator="k3")
     assert load_models(section, policy_files).critic is None

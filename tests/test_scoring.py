@@ -321,6 +321,15 @@ def test_a_broken_reward_is_named(values, complaint):
         mixed_reward([reward], ["p", "p"], ["first", "second"], {})
 
 
+def test_a_reward_that_fails_is_named_and_keeps_its_cause():
+    def divide(prompts, completions, **columns):
+        return [1 / len(columns["answer"][0]) for _ in prompts]
+
+    with pytest.raises(UserError, match=r"the reward `mine` failed \(ZeroDivisionError: division by zero\)") as caught:
+        mixed_reward([Reward("mine", divide, 1.0)], ["p"], ["c"], {"answer": [""]})
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 def test_columns_reach_rewards_and_those_named_like_arguments_do_not():
     seen = {}
 

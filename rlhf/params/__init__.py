@@ -26,11 +26,13 @@ from rlhf.params.fields import (
     Share,
     Temperature,
 )
-from rlhf.params.pairs import CPOParams, DPOParams, KTOParams, ORPOParams, PairParams
+from rlhf.params.pairs import CPOParams, DPOLossParams, DPOParams, KTOParams, ORPOParams, PairParams
 from rlhf.params.policies import (
     AdaptiveBeta,
+    DynamicSampling,
     GroupParams,
     GRPOParams,
+    IterativeDPOParams,
     LanguageReward,
     LengthReward,
     PolicyParams,
@@ -54,13 +56,16 @@ __all__ = [
     "AdapterParams",
     "AdaptiveBeta",
     "CPOParams",
+    "DPOLossParams",
     "DPOParams",
     "DataParams",
+    "DynamicSampling",
     "EmbedParams",
     "EvaluateParams",
     "FileSource",
     "GRPOParams",
     "GroupParams",
+    "IterativeDPOParams",
     "HubSource",
     "KTOParams",
     "LanguageReward",

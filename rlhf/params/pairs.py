@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf.params.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from rlhf.params.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 from rlhf.params.training import TrainingParams
 
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
@@ -27,14 +27,14 @@ class PairParams(TrainingParams):
     max_length: PositiveInt
 
 
-class DPOParams(PairParams):
-    """Direct preference optimisation over TRL's trainer; docs/methods/dpo.md has the losses.
+class DPOLossParams(Section):
+    """What DPO minimises; docs/methods/dpo.md has the losses.
 
     `sft_weight` is the weight of the chosen answers' own negative log-likelihood beside the preference loss; `ld_alpha`
     that of the log-probabilities of tokens beyond the shorter answer's length, null for 1.
     """
 
-    algorithm: Literal["dpo"]
+    beta: PositiveFloat
     loss: Literal[
         "sigmoid",
         "hinge",
@@ -55,13 +55,19 @@ class DPOParams(PairParams):
     ld_alpha: Share | None
 
     @model_validator(mode="after")
-    def _smoothing_counts(self) -> DPOParams:
+    def _smoothing_counts(self) -> Self:
         _refuse_idle_smoothing(self.loss, self.label_smoothing, ("robust", "exo_pair", "aot"))
         if self.loss == "exo_pair" and not self.label_smoothing:
             raise ValueError(
                 "loss is 'exo_pair' but label_smoothing is 0, whose logarithm it takes; set label_smoothing to 0.001"
             )
         return self
+
+
+class DPOParams(PairParams, DPOLossParams):
+    """Direct preference optimisation over TRL's trainer."""
+
+    algorithm: Literal["dpo"]
 
 
 class KTOParams(PairParams):

@@ -15,7 +15,7 @@ from rlhf.params.fields import (
     Share,
     Temperature,
 )
-from rlhf.params.pairs import CPOParams, DPOParams, KTOParams, ORPOParams
+from rlhf.params.pairs import CPOParams, DPOLossParams, DPOParams, KTOParams, ORPOParams
 from rlhf.params.training import TrainingParams
 
 # rewards ------------------------------------------------------------------------------------------
@@ -72,6 +72,12 @@ class SamplingParams(Section):
     temperature: Temperature
 
 
+class DynamicSampling(Section):
+    """Groups whose rewards are all equal make room for those of further prompts, `max_refills` times per step."""
+
+    max_refills: PositiveInt
+
+
 class AdaptiveBeta(Section):
     """β follows the KL: `target` in nats per answer, `horizon` in answers."""
 
@@ -83,8 +89,8 @@ class PPOParams(TrainingParams, SamplingParams):
     """Proximal policy optimisation and its relatives, one rollout of `batch_size` answers per step.
 
     `advantage` says what an answer is compared with: a critic (`gae`), its group of `group_size` answers (`group`,
-    `leave_one_out`), or nothing (`reward`). The critic's values count only with `gae`. docs/methods/ppo.md has the
-    formulas.
+    `leave_one_out`), or nothing (`reward`); with `likelihood` not rewards are compared but an answer's own likelihood
+    with its group's. The critic's values count only with `gae`. docs/methods/ppo.md has the formulas.
     """
 
     algorithm: Literal["ppo"]
@@ -98,8 +104,9 @@ class PPOParams(TrainingParams, SamplingParams):
     adaptive_beta: AdaptiveBeta | None
     kl_in: Literal["reward", "loss"]
     kl_estimator: Literal["k1", "k2", "k3", "full"]
-    advantage: Literal["gae", "group", "leave_one_out", "reward"]
+    advantage: Literal["gae", "group", "leave_one_out", "reward", "likelihood"]
     group_size: PositiveInt
+    dynamic_sampling: DynamicSampling | None
     gamma: Share
     gae_lambda: Share
     whiten_advantages: bool
@@ -141,10 +148,19 @@ class PPOParams(TrainingParams, SamplingParams):
             raise ValueError(
                 f"batch_size {self.batch_size} is not divisible by group_size {self.group_size}; change one of the two"
             )
-        if self.advantage in ("group", "leave_one_out") and self.group_size == 1:
+        return self
+
+    @model_validator(mode="after")
+    def _groups_compare(self) -> PPOParams:
+        if self.advantage in ("group", "leave_one_out", "likelihood") and self.group_size == 1:
             raise ValueError(
                 f"advantage is {self.advantage!r}, which compares the answers to one prompt, but group_size is 1; "
                 "raise group_size"
+            )
+        if self.dynamic_sampling and self.advantage not in ("group", "leave_one_out"):
+            raise ValueError(
+                f"dynamic_sampling drops groups with equal rewards, but with advantage {self.advantage!r} they teach "
+                "too; set dynamic_sampling to null, or advantage to group or leave_one_out"
             )
         return self
 
@@ -201,6 +217,7 @@ class GRPOParams(GroupParams):
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"]
     importance_sampling_level: Literal["token", "sequence"]
     scale_rewards: Literal["group", "batch", "none"]
+    dynamic_sampling: DynamicSampling | None
 
     @model_validator(mode="after")
     def _ratio_fits_the_loss(self) -> GRPOParams:
@@ -216,6 +233,15 @@ class GRPOParams(GroupParams):
             )
         return self
 
+    @model_validator(mode="after")
+    def _scale_fits_the_batch(self) -> GRPOParams:
+        if self.dynamic_sampling and self.scale_rewards == "batch":
+            raise ValueError(
+                "scale_rewards is 'batch', a deviation in which the groups that dynamic_sampling drops would count; "
+                "set scale_rewards to group or none, or dynamic_sampling to null"
+            )
+        return self
+
 
 class RLOOParams(GroupParams):
     """REINFORCE with a leave-one-out baseline over TRL's trainer; the KL is a part of the reward."""
@@ -224,7 +250,23 @@ class RLOOParams(GroupParams):
     whiten_advantages: bool
 
 
+class IterativeDPOParams(TrainingParams, SamplingParams, DPOLossParams):
+    """DPO on the policy's own answers, in rounds: sample, let `rewards` rank, train on best against worst, repeat.
+
+    `reference` is the SFT model or the policy that the last round ended with. `epochs`, the learning rate's schedule
+    and its warm-up are those of a round.
+    """
+
+    algorithm: Literal["iterative_dpo"]
+    rounds: PositiveInt
+    prompts_per_round: PositiveInt
+    group_size: Annotated[int, Field(ge=2)]
+    rewards: RewardMix
+    reference: Literal["sft", "previous"]
+    epochs: PositiveFloat
+
+
 PolicyParams = Annotated[
-    PPOParams | DPOParams | KTOParams | ORPOParams | CPOParams | GRPOParams | RLOOParams,
+    PPOParams | DPOParams | KTOParams | ORPOParams | CPOParams | GRPOParams | RLOOParams | IterativeDPOParams,
     Field(discriminator="algorithm"),
 ]

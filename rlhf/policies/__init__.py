@@ -1,4 +1,4 @@
-"""Policy optimisation: PPO of our own; DPO, KTO, ORPO, CPO, GRPO and RLOO over TRL."""
+"""Policy optimisation: PPO of our own; DPO, also in rounds, KTO, ORPO, CPO, GRPO and RLOO over TRL."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rlhf.params import (
     CPOParams,
     DPOParams,
     GRPOParams,
+    IterativeDPOParams,
     KTOParams,
     ORPOParams,
     PairParams,
@@ -109,6 +110,10 @@ def train_policy(
             from rlhf.policies.rloo import train_rloo
 
             return train_rloo(params, files, run)
+        case IterativeDPOParams():
+            from rlhf.policies.iterative_dpo import train_iterative_dpo
+
+            return train_iterative_dpo(params, files, run)
 
 
 def training_inputs(params: PolicyParams, files: PolicyFiles) -> list[Path]:

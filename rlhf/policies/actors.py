@@ -16,9 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForTokenClassification
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlhf.errors import UserError, first_line
 from rlhf.examples import captured_inputs
-from rlhf.models import adapters_kept, fresh_head_expected, load_causal, lora_config
+from rlhf.models import adapters_kept, fresh_head_expected, load_causal, lora_config, target_modules_named
 from rlhf.params import AdapterParams, PPOParams
 from rlhf.policies import PolicyFiles
 from rlhf.scoring import tokenizer_difference
@@ -239,13 +238,8 @@ def load_own_critic(start: Path, dtype: torch.dtype) -> Any:
 
 
 def with_adapter(model: Any, adapter: AdapterParams, task: str) -> Any:
-    """The model under a fresh adapter. Raises UserError where it lacks the modules that `target_modules` names."""
+    """The model under a fresh adapter."""
     from peft import get_peft_model
 
-    try:
+    with target_modules_named(adapter):
         return get_peft_model(model, lora_config(adapter, task))
-    except ValueError as error:
-        raise UserError(
-            f"adapter.target_modules is {adapter.target_modules!r}, which does not fit {type(model).__name__} "
-            f"({first_line(error)}); set it to all-linear, or to names of the model's linear layers"
-        ) from error

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from rlhf.params import PPOParams
 from rlhf.policies.objectives import (
+    EQUAL,
     adapted_beta,
+    centred_advantages,
+    equal_groups,
     generalised_advantages,
     group_advantages,
     leave_one_out_advantages,
@@ -19,8 +22,12 @@ from rlhf.policies.objectives import (
 )
 from rlhf.policies.rollout import Rollout
 
-EQUAL = 1e-8
-"""Scores whose standard deviation is smaller say nothing about each other."""
+BY_GROUP = {
+    "group": group_advantages,
+    "leave_one_out": leave_one_out_advantages,
+    "likelihood": centred_advantages,
+}
+"""Advantages that compare an answer with its group."""
 
 
 @dataclass
@@ -79,9 +86,13 @@ def settle_scores(params: PPOParams, raw: Tensor, ended: Tensor, adaptive: Adapt
 
 
 def estimate(params: PPOParams, rollout: Rollout, scores: Tensor, beta: float) -> Experience:
-    """Rewards per token, with the leash where it belongs to them, and the advantages asked for."""
+    """Rewards per token, with the leash where it belongs to them, and the advantages asked for.
+
+    With `likelihood` the score is not learnt from: in its place stands the answer's own log-probability in nats.
+    """
     mask = rollout.batch.mask
-    rewards = token_rewards(scores, rollout.kl, mask, beta if params.kl_in == "reward" else 0.0)
+    aims = (rollout.log_probs * mask).sum(1) if params.advantage == "likelihood" else scores
+    rewards = token_rewards(aims, rollout.kl, mask, beta if params.kl_in == "reward" else 0.0)
     advantages = _advantages(params, rollout, rewards)
     returns = None if rollout.values is None else advantages + rollout.values * mask
     if params.mask_truncated:
@@ -93,9 +104,8 @@ def estimate(params: PPOParams, rollout: Rollout, scores: Tensor, beta: float) -
 
 def _advantages(params: PPOParams, rollout: Rollout, rewards: Tensor) -> Tensor:
     mask = rollout.batch.mask
-    if params.advantage in ("group", "leave_one_out"):
-        by_group = group_advantages if params.advantage == "group" else leave_one_out_advantages
-        return by_group(rewards.sum(1), params.group_size).unsqueeze(1) * mask
+    if params.advantage in BY_GROUP:
+        return BY_GROUP[params.advantage](rewards.sum(1), params.group_size).unsqueeze(1) * mask
     if rollout.values is not None:
         return generalised_advantages(rewards, rollout.values, mask, params.gamma, params.gae_lambda)
     # Without values and with λ = 1 what is left is the discounted reward to go.
@@ -119,6 +129,5 @@ def describe(params: PPOParams, rollout: Rollout, experience: Experience) -> dic
         spread = masked_mean(centred.square(), mask).clamp_min(1e-8)
         figures["critic/explained_variance"] = 1 - (error / spread).item()
     if params.group_size > 1:
-        deviations = experience.scores.view(-1, params.group_size).std(1)
-        figures["frac_reward_zero_std"] = (deviations < EQUAL).float().mean().item()
+        figures["frac_reward_zero_std"] = equal_groups(experience.scores, params.group_size).float().mean().item()
     return figures

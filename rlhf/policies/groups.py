@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from rlhf.curves import CurveRecorder
 from rlhf.data.formats import training_rows
-from rlhf.models import load_tokenizer, lora_config, set_determinism, trainer_settings, weight_settings
+from rlhf.models import (
+    load_tokenizer,
+    lora_config,
+    set_determinism,
+    target_modules_named,
+    trainer_settings,
+    weight_settings,
+)
 from rlhf.params import GroupParams
 from rlhf.policies import PolicyFiles, Run, Settings
+from rlhf.policies.prompts import check_prompts
 from rlhf.policies.resuming import make_resumable
 from rlhf.scoring import Reward, build_rewards, mixed_reward
 from rlhf.training import CurveReporter, finished_policy
@@ -34,11 +42,14 @@ def train_on_groups(params: GroupParams, files: PolicyFiles, run: Run, method: G
     set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
-    rows = [{key: value for key, value in row.items() if key != "id"} for row in training_rows(files.prompts)]
+    prompts = training_rows(files.prompts)
+    check_prompts(prompts, tokenizer, params, AutoConfig.from_pretrained(files.sft))
+    rows = [{key: value for key, value in row.items() if key != "id"} for row in prompts]
     curves = CurveRecorder(run.log)
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(params, run.seed, Path(folder)) | group_settings(params)
-        trainer = method.trainer(
+        build = target_modules_named(params.adapter)(method.trainer)
+        trainer = build(
             # The path, not the model: with beta > 0 TRL loads the reference from where the policy came from.
             model=str(files.sft),
             reward_funcs=[reward_function(reward) for reward in rewards],

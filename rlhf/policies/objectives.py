@@ -12,6 +12,9 @@ from torch import Tensor
 MAX_LOGITS = 2**24
 """At most so many logits stand in one batch that is only read: 64 MiB in float32, whatever batch and vocabulary."""
 
+EQUAL = 1e-8
+"""Scores that differ by less say nothing about each other."""
+
 # means --------------------------------------------------------------------------------------------
 
 
@@ -113,8 +116,19 @@ def group_advantages(returns: Tensor, size: int) -> Tensor:
 
 def leave_one_out_advantages(returns: Tensor, size: int) -> Tensor:
     """R minus the mean of the group's other answers: (batch,). Source: Ahmadian et al., arXiv 2402.14740."""
+    return centred_advantages(returns, size) * size / (size - 1)
+
+
+def centred_advantages(returns: Tensor, size: int) -> Tensor:
+    """R minus the mean of each `size` answers in a row: (batch,)."""
     groups = returns.view(-1, size)
-    return ((groups - groups.mean(1, keepdim=True)) * size / (size - 1)).flatten()
+    return (groups - groups.mean(1, keepdim=True)).flatten()
+
+
+def equal_groups(scores: Tensor, size: int) -> Tensor:
+    """Which of the groups of `size` answers in a row have equal scores: (groups,) booleans."""
+    groups = scores.view(-1, size)
+    return groups.amax(1) - groups.amin(1) < EQUAL
 
 
 # losses -------------------------------------------------------------------------------------------

@@ -15,7 +15,14 @@ from rlhf.curves import CurveRecorder, Log
 from rlhf.data.formats import Row, training_rows
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
-from rlhf.models import load_causal, load_tokenizer, lora_config, set_determinism, trainer_settings
+from rlhf.models import (
+    load_causal,
+    load_tokenizer,
+    lora_config,
+    set_determinism,
+    target_modules_named,
+    trainer_settings,
+)
 from rlhf.params import PairParams
 from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.resuming import make_resumable
@@ -49,7 +56,8 @@ def train_on_pairs(params: PairParams, files: PolicyFiles, run: Run, method: Pai
     curves = CurveRecorder(run.log)
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(params, run.seed, Path(folder)) | {"num_train_epochs": params.epochs}
-        trainer = method.trainer(
+        build = target_modules_named(params.adapter)(method.trainer)
+        trainer = build(
             model=load_causal(files.sft, params),
             args=method.configuration(params, settings),
             train_dataset=Dataset.from_list(method.rows(pairs, run.seed)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,13 +14,13 @@ from transformers import PreTrainedModel
 from rlhf.checkpoints import Parts
 from rlhf.curves import CurveRecorder
 from rlhf.data.formats import Row, training_rows
-from rlhf.encoding import encode_prompt
-from rlhf.errors import UserError
 from rlhf.models import load_tokenizer, set_determinism
 from rlhf.params import PPOParams
 from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.actors import Models, load_models
 from rlhf.policies.advantages import Adaptive, describe, estimate, settle_scores
+from rlhf.policies.prompts import check_prompts
+from rlhf.policies.refills import Judged, further_prompts, refilled
 from rlhf.policies.rollout import judge, prompt_batches, roll_out
 from rlhf.policies.updates import Optimiser
 from rlhf.scoring import build_rewards
@@ -38,19 +39,26 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
     prompts = training_rows(files.prompts)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
     models = load_models(params, files)
-    check_prompts(prompts, tokenizer, params.max_new_tokens, models.policy.config)
+    check_prompts(prompts, tokenizer, params, models.policy.config)
     training = Training(models, Optimiser(params, models), Adaptive(params.beta))
     curves = CurveRecorder(run.log)
     parts = Parts(training=training, curves=curves, **run.parts)
     if run.checkpoints and (state := run.checkpoints.resume()):
         parts.restore(state)
+
+    def answer(rows: list[Row]) -> Judged:
+        rollout = roll_out(params, models, tokenizer, rows)
+        return rollout, *judge(rollout, tokenizer, rewards)
+
     batches = prompt_batches(prompts, params.batch_size, params.group_size, run.seed)
     if run.watch:
         run.watch.look(models.policy, training.steps, params.steps)
     remaining = islice(enumerate(batches, 1), training.steps, params.steps)
     for step, rows in tqdm(remaining, desc="ppo", unit="rollout", initial=training.steps, total=params.steps):
-        rollout = roll_out(params, models, tokenizer, rows)
-        raw, figures = judge(rollout, tokenizer, rewards)
+        rollout, raw, figures = answer(rows)
+        if params.dynamic_sampling:
+            more = partial(further_prompts, prompts, run.seed, step)
+            rollout, raw, figures = refilled(params, (rollout, raw, figures), answer, more)
         scores = settle_scores(params, raw, rollout.ended, training.adaptive)
         experience = estimate(params, rollout, scores, training.adaptive.beta)
         figures |= describe(params, rollout, experience)
@@ -65,20 +73,6 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
     if run.watch:
         run.watch.roll_back(models.policy, training.steps)
     return finished_policy(models.policy, params, files.sft, tokenizer)
-
-
-def check_prompts(rows: list[Row], tokenizer: Any, max_new_tokens: int, config: Any) -> None:
-    """Refuse an empty file, and prompts after which the model's context does not hold a whole answer."""
-    if not rows:
-        raise UserError("ppo has no prompts to answer; raise the limit or lower the gates of prepare.data.prompts")
-    context = getattr(config, "max_position_embeddings", None)
-    for row in rows:
-        length = len(encode_prompt(tokenizer, row["prompt"]))
-        if context is not None and length + max_new_tokens > context:
-            raise UserError(
-                f"prompt {row['id']} is {length} tokens long and max_new_tokens is {max_new_tokens}, together more "
-                f"than the {context} that the model reads; lower validate.max_prompt_tokens or max_new_tokens"
-            )
 
 
 @dataclass

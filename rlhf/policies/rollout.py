@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from rlhf.data.formats import Row, is_conversational
 from rlhf.encoding import encode_prompt
 from rlhf.models import own_generation_habits_off
-from rlhf.params import PPOParams
+from rlhf.params import PPOParams, SamplingParams
 from rlhf.policies.actors import Batch, Models
 from rlhf.policies.objectives import MAX_LOGITS, entropy, exact_kl, kl_estimate, token_log_probs
 from rlhf.scoring import Reward, mixed_reward
@@ -86,7 +86,7 @@ def _evaluate(params: PPOParams, models: Models, batch: Batch) -> dict[str, Tens
     return columns if values is None else columns | {"values": values}
 
 
-def sample(params: PPOParams, policy: Any, tokenizer: Any, rows: list[Row]) -> tuple[Batch, Tensor]:
+def sample(params: SamplingParams, policy: Any, tokenizer: Any, rows: list[Row]) -> tuple[Batch, Tensor]:
     """Answers drawn at `temperature`, and which of them ended by themselves: (batch,) booleans."""
     prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
     length = max(len(ids) for ids in prompts)
@@ -113,21 +113,29 @@ def sample(params: PPOParams, policy: Any, tokenizer: Any, rows: list[Row]) -> t
     return Batch(tokens, torch.cat([attention, mask.long()], 1), length), ends.any(1)
 
 
-def judge(rollout: Rollout, tokenizer: Any, rewards: Sequence[Reward]) -> tuple[Tensor, dict[str, float]]:
-    """The weighted reward of each answer (batch,), and each reward's mean.
-
-    Rewards are called as TRL calls them: an answer to a conversation is a list with the assistant's message.
-    """
+def read_answers(rows: Sequence[Row], batch: Batch, tokenizer: Any) -> list[Any]:
+    """The answers as texts; one to a conversation is a list with the assistant's message, as TRL has it."""
     texts = tokenizer.batch_decode(
-        [tokens[mask.bool()] for tokens, mask in zip(rollout.batch.responses, rollout.batch.mask, strict=True)],
+        [tokens[mask.bool()] for tokens, mask in zip(batch.responses, batch.mask, strict=True)],
         skip_special_tokens=True,
     )
-    prompts = [row["prompt"] for row in rollout.rows]
-    answers = [
-        [{"role": "assistant", "content": text}] if is_conversational(prompt) else text
-        for prompt, text in zip(prompts, texts, strict=True)
+    return [
+        [{"role": "assistant", "content": text}] if is_conversational(row["prompt"]) else text
+        for row, text in zip(rows, texts, strict=True)
     ]
-    columns = {name: [row.get(name) for row in rollout.rows] for name in rollout.rows[0] if name != "prompt"}
-    total, parts = mixed_reward(rewards, prompts, answers, columns)
+
+
+def score_answers(
+    rows: Sequence[Row], answers: Sequence[Any], rewards: Sequence[Reward]
+) -> tuple[list[float], dict[str, list[float]]]:
+    """The weighted reward of each answer, and each reward's own values; the rows' other columns reach the rewards."""
+    columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
+    return mixed_reward(rewards, [row["prompt"] for row in rows], answers, columns)
+
+
+def judge(rollout: Rollout, tokenizer: Any, rewards: Sequence[Reward]) -> tuple[Tensor, dict[str, float]]:
+    """The weighted reward of each answer (batch,), and each reward's mean."""
+    answers = read_answers(rollout.rows, rollout.batch, tokenizer)
+    total, parts = score_answers(rollout.rows, answers, rewards)
     figures = {f"rewards/{name}": sum(values) / len(values) for name, values in parts.items()}
     return torch.tensor(total, device=rollout.ended.device), figures

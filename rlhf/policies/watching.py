@@ -17,8 +17,10 @@ class Watch(Part, Protocol):
         """What it looks with: the same for the same settings, models and prompts."""
         ...
 
-    def look(self, model: Any, step: int, total: int) -> bool:
-        """Measure the model where a look is due after `step` of `total` steps; true where training shall end."""
+    def look(self, model: Any, step: int, total: int | None) -> bool:
+        """Measure the model where a look is due after `step` of `total` steps (None: it is); true where training shall
+        end.
+        """
         ...
 
     def roll_back(self, model: Any, step: int) -> None:
