@@ -18,7 +18,8 @@ from rlhf.params_file import load_params
 from tests.tiny import ROOT, change_params, tiny_params, write_params
 
 POLICIES = ("dpo", "grpo", "ppo")
-STAGES = ["prepare", "validate", "sft", "embed", "reward", *(f"policy@{name}" for name in POLICIES), "evaluate"]
+BEFORE = ["prepare", "validate", "sft", "embed", "reward", "probe"]
+STAGES = [*BEFORE, *(f"policy@{name}" for name in POLICIES), "evaluate"]
 CONTRACT = {
     "gold_reward",
     "proxy_reward",

@@ -39,6 +39,7 @@ from rlhf.params.policies import (
     SamplingParams,
     Weight,
 )
+from rlhf.params.probe import Limits, ProbeParams, ShareLimits
 from rlhf.params.training import (
     AdapterParams,
     EmbedParams,
@@ -64,6 +65,7 @@ __all__ = [
     "KTOParams",
     "LanguageReward",
     "LengthReward",
+    "Limits",
     "NoiseParams",
     "ORPOParams",
     "PPOParams",
@@ -72,6 +74,7 @@ __all__ = [
     "PolicyParams",
     "PrepareParams",
     "PretrainingParams",
+    "ProbeParams",
     "PromoteParams",
     "RLOOParams",
     "RatingParams",
@@ -80,6 +83,7 @@ __all__ = [
     "SFTParams",
     "SamplingParams",
     "Section",
+    "ShareLimits",
     "Source",
     "TrainingParams",
     "TransportParams",
@@ -118,6 +122,7 @@ class Params(Section):
     sft: SFTParams
     embed: EmbedParams
     reward: RewardParams
+    probe: ProbeParams
     policies: Annotated[dict[Key, PolicyParams], Field(min_length=1)]
     evaluate: EvaluateParams
     promote: PromoteParams
