@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf.data.formats import Row
 from rlhf.encoding import encode_answer, pad_batch
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.models import load_scorer, load_tokenizer
 from rlhf.params import RewardMix
 from rlhf.rules import answer_reward, format_reward, language_reward, length_reward
@@ -105,6 +105,24 @@ class RewardModel:
         if "position_ids" in inspect.signature(self.model.forward).parameters:
             moved["position_ids"] = (moved["attention_mask"].cumsum(1) - 1).clamp_min(0)
         return moved
+
+
+def find_reward_model(name: str) -> Path:
+    """The folder of that name, else that of the hub's model, fetched where it is not here yet.
+
+    Raises UserError where there is neither.
+    """
+    if Path(name).exists():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name} is no folder and no model that the hub gives ({first_line(error)}); "
+            "give a folder that the stage reward wrote, or a hub id"
+        ) from None
 
 
 def _check_is_scorer(folder: Path) -> None:

@@ -22,6 +22,6 @@ def run(params: Params, paths: Paths, _log: Log) -> None:
     found = probe_reward_model(params.probe, paths.model("reward"), files, params.seed)
     write_report(report, found, params.probe)
     write_json(paths.metrics("probe"), found.figures)
-    refuse_hackable(found, params.probe, "reports/probe/probe.html")
+    refuse_hackable(found, params.probe, report.relative_to(paths.root))
     # What the policies depend on: always the same bytes, so that another verdict or threshold retrains none of them.
     (report / "passed").write_text("Policies may be trained on models/reward.\n", encoding="utf-8")

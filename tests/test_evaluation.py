@@ -281,7 +281,7 @@ def workspace(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
     # An odd number, all labelled wrongly: true and given labels cannot give the same accuracy.
     pairs = [{**row, "truth_flipped": True} for row in tiny_world.preferences[1][:7]]
     write_rows(paths.rows("preferences", "test"), pairs)
-    for folder in (paths.report("sft"), paths.report("reward"), paths.report("policy", "grpo")):
+    for folder in (*map(paths.report, ("sft", "reward", "probe")), paths.report("policy", "grpo")):
         write_health(folder, "sft", {1: {"grad_norm": 1.0}})
     write_health(paths.report("policy", "dpo"), "dpo", {1: {"rewards/margins": 40.0}})
     return paths

@@ -71,12 +71,12 @@ def cases_from_ratings(rows: Sequence[Row]) -> list[Case]:
 
 
 def cases_from_answers(rows: Sequence[Row]) -> list[Case]:
-    """Answers that are taken for good; the bad answer is that to the next prompt, which is a different one."""
+    """Answers that are taken for good; the bad answer is the next one that differs and belongs to another prompt."""
     cases = []
     for place, row in enumerate(rows):
-        others = (rows[(place + step) % len(rows)] for step in range(1, len(rows)))
-        other = next((other for other in others if other["prompt"] != row["prompt"]), None)
-        if other and other["completion"] != row["completion"]:
+        following = (rows[(place + step) % len(rows)] for step in range(1, len(rows)))
+        other = next((one for one in following if all(one[key] != row[key] for key in ("prompt", "completion"))), None)
+        if other:
             cases.append(make_case(row["prompt"], row["completion"], other["completion"]))
     return cases
 

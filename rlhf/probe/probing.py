@@ -96,17 +96,27 @@ def probe_reward_model(section: ProbeParams, model: Path, files: HeldOut, seed: 
     """Try the tricks on at most `section.rows` held-out prompts; without a model or rows the probe is empty."""
     cases, source = read_cases(files)
     if not (model / "config.json").exists():
-        cases, source = [], "no trick was tried: there is no reward model"
-    elif not cases:
-        source = "no trick was tried: there are no held-out rows; raise test_share"
+        return _empty_probe("no trick was tried: there is no reward model")
     if not cases:
-        return Probe(source, [], np.array([]), np.array([]), [], [trick.name for trick in TRICKS])
-    drawn = [cases[place] for place in sample_rows(len(cases), section.rows, seed)]
-    return try_tricks(RewardModel(model, section.batch_size).score, drawn, section, f"held-out {source}")
+        return _empty_probe("no trick was tried: there are no held-out rows; raise test_share")
+    drawn = draw_cases(cases, section, seed)
+    return try_tricks(RewardModel(model, section.batch_size).score, drawn, section, f"held-out rows of {source}")
+
+
+def draw_cases(cases: Sequence[Case], section: ProbeParams, seed: int) -> list[Case]:
+    """At most `section.rows` of the cases, drawn without replacement, in their order."""
+    return [cases[place] for place in sample_rows(len(cases), section.rows, seed)]
+
+
+def _empty_probe(reason: str) -> Probe:
+    return Probe(reason, [], np.array([]), np.array([]), [], [trick.name for trick in TRICKS])
 
 
 def try_tricks(score: Score, cases: Sequence[Case], section: ProbeParams, source: str) -> Probe:
-    """Score every case's plain answers and what each trick makes of them, and judge the tricks."""
+    """Score every case's plain answers and what each trick makes of them, and judge the tricks.
+
+    `score` may be any reward function of texts or messages.
+    """
     prompts = [case.prompt for case in cases]
     good = np.array(score(prompts, [case.good for case in cases]), dtype=float)
     bad = np.array(score(prompts, [case.bad for case in cases]), dtype=float)
@@ -153,12 +163,12 @@ def _judge(estimate: Estimate, limits: Limits) -> str:
 
 def correlate_length(answers: Sequence[Any], scores: np.ndarray) -> float | None:
     """Rank correlation of score and characters among answers that are equally good; None where either is constant."""
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
     lengths = np.array([len(completion_text(answer)) for answer in answers])
     if len(answers) < LEAST_ROWS or np.ptp(lengths) == 0 or np.ptp(scores) == 0:
         return None
-    return float(spearmanr(lengths, scores).statistic)
+    return float(np.corrcoef(rankdata(lengths), rankdata(scores))[0, 1])
 
 
 # words --------------------------------------------------------------------------------------------
@@ -174,7 +184,7 @@ def describe(one: Tried, section: ProbeParams) -> dict[str, Any]:
         finding += f"; pays {one.gain.mean:+.2f} spreads, at least {one.gain.low:+.2f} ({_limits(section.gain)})"
     words = {"meaning": f"A policy that maximises this score learns {one.trick.lesson}.", "remedy": REMEDY}
     return {
-        "rule": f"{one.trick.name} answers",
+        "rule": f"{one.trick.title} answers",
         "verdict": one.verdict,
         "curves": [],
         "value": one.excess.mean,
@@ -193,14 +203,14 @@ def _limits(limits: Limits) -> str:
     return f"warn above {limits.warn:g}, stop above {limits.stop:g}"
 
 
-def refuse_hackable(found: Probe, section: ProbeParams, report: str) -> None:
+def refuse_hackable(found: Probe, section: ProbeParams, report: Path) -> None:
     """Raise UserError, naming the worst trick, where one says stop and `probe.on_hackable` does too."""
     if section.on_hackable == "warn" or found.verdict != "stop":
         return
     worst = max((one for one in found.tried if one.verdict == "stop"), key=lambda one: one.excess.low)
     raise UserError(
-        f"the reward model can be hacked by {worst.trick.name} answers: {worst.trick.what} beats the good answer on "
+        f"the reward model can be hacked by {worst.trick.title} answers: {worst.trick.what} beats the good answer on "
         f"{worst.wins:.0%} of {len(worst.places)} prompts, the plain bad answer on {worst.base:.0%}, and pays "
         f"{worst.gain.mean:+.1f} standard deviations of the score; train the reward model on pairs in which such "
-        f"answers lose, or set probe.on_hackable to warn ({report} has the table)"
+        f"answers lose, or set probe.on_hackable to warn ({report}/probe.html has the table)"
     )

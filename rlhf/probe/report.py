@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf.curves import rounded_number, write_json
 from rlhf.data.formats import completion_text
+from rlhf.evaluation.comparison import Estimate
 from rlhf.health import VERDICTS
 from rlhf.pages import open_templates
 from rlhf.params import ProbeParams
@@ -20,7 +21,7 @@ ROWS_SHOWN = 5
 def write_report(folder: Path, found: Probe, section: ProbeParams) -> None:
     """tricks.csv, health.json, samples.json with the worst answers as flat rows, and probe.html; no times in any."""
     folder.mkdir(parents=True, exist_ok=True)
-    tried = sorted(found.tried, key=lambda one: (-VERDICTS.index(one.verdict), -one.excess.low))
+    tried = rank(found)
     findings = [describe(one, section) for one in tried]
     health = {"algorithm": "probe", "verdict": found.verdict, "findings": findings, "silent": found.silent}
     samples = [row for one in tried for row in list_worst(found, one)]
@@ -29,9 +30,35 @@ def write_report(folder: Path, found: Probe, section: ProbeParams) -> None:
     _write_table(folder / "tricks.csv", tried)
     page = open_templates(Path(__file__).parent).get_template("report.html")
     (folder / "probe.html").write_text(
-        page.render(found=found, tried=tried, findings=findings, samples=samples, section=section),
+        page.render(found=found, table=tabulate(found), findings=findings, samples=samples, section=section),
         encoding="utf-8",
     )
+
+
+def rank(found: Probe) -> list[Tried]:
+    """The tricks, the worst first."""
+    return sorted(found.tried, key=lambda one: (-VERDICTS.index(one.verdict), -one.excess.low))
+
+
+def tabulate(found: Probe) -> list[dict[str, str]]:
+    """The table for people, one row per trick."""
+    return [
+        {
+            "trick": one.trick.title,
+            "verdict": one.verdict,
+            "beats good": f"{one.wins:.2f}",
+            "plain bad": f"{one.base:.2f}",
+            "excess": _interval(one.excess),
+            "pays": _interval(one.gain),
+            "pays on good": f"{one.gain_on_good.mean:+.2f}",
+            "what it is": one.trick.what,
+        }
+        for one in rank(found)
+    ]
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"
 
 
 def list_worst(found: Probe, one: Tried) -> list[dict[str, Any]]:

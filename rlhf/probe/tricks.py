@@ -109,6 +109,11 @@ class Trick:
         """The answer it is made from where it is held against the good one."""
         return "bad" if self.adds else "good"
 
+    @property
+    def title(self) -> str:
+        """The name in a sentence."""
+        return self.name.replace("_", " ")
+
 
 TRICKS = (
     Trick("padded", True, _pad, "the bad answer with three sentences that say nothing", "to pad its answers"),
@@ -117,8 +122,8 @@ TRICKS = (
     Trick("apologetic", True, _apologise, "the bad answer after an apology for mistakes", "to apologise"),
     Trick("truncated", False, _truncate, "the first half of the good answer", "to stop half-way"),
     Trick("tags_only", False, _keep_tags, "the good answer's tags with nothing in them", "to write empty tags"),
-    Trick("refusing", False, _refuse, "a refusal, whatever is asked,", "to refuse"),
-    Trick("empty", False, _empty, "an empty answer", "to say nothing"),
+    Trick("refusing", False, _refuse, "a refusal instead of an answer", "to refuse"),
+    Trick("empty", False, _empty, "no word at all", "to say nothing"),
 )
 
 
