@@ -162,6 +162,18 @@ def test_only_the_descendants_of_a_change_run(prefect_api: str, workspace: Path)
     }
 
 
+def test_a_stage_also_runs_for_what_changed_two_stages_before_it(prefect_api: str, workspace: Path) -> None:
+    """embed reads what validate wrote, and comes after sft, which has nothing to do."""
+    pipeline = PIPELINE.replace("sft, deps: [out/validate]", "sft, deps: [params.yaml]")
+    pipeline = pipeline.replace("embed, deps: [out/sft]", "embed, deps: [out/sft, out/validate]")
+    (workspace / "dvc.yaml").write_text(pipeline, encoding="utf-8")
+    assert alignment.main([]) == 0
+    _ran(workspace)
+    (workspace / "seed").write_text("2", encoding="utf-8")
+    assert alignment.main([]) == 0
+    assert _ran(workspace)[:4] == ["prepare", "validate", "embed", "reward"]
+
+
 def test_a_failing_policy_leaves_the_others_complete(
     prefect_api: str, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
