@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from rlhf.data.formats import Row
 from rlhf.errors import UserError
 from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
@@ -121,12 +122,9 @@ def audit(
 ) -> None:
     """Find preference labels that are probably wrong; needs an embedder and no training."""
     from rlhf.audit_report import ACTIONS, write_audit
-    from rlhf.data.sources import load_source
     from rlhf.label_audit import apply_audit, audit_labels
-    from rlhf.params import FileSource
 
-    source = FileSource(kind="file", path=str(file), shape="canonical", columns={}, test_share=0.0, limit=None)
-    found = audit_labels(load_source(source, "preferences", Path()), embedder, noise_rate, group)
+    found = audit_labels(_read_pairs(file), embedder, noise_rate, group)
     write_audit(folder, found.audit)
     actions = found.audit.actions
     print(f"{len(actions)} pairs judged, {found.audit.left_out} left out; noise rate {found.audit.rate:.3f}")
@@ -135,6 +133,50 @@ def audit(
     if apply:
         cleaned, removed = apply_audit(folder, found)
         print(f"cleaned copy            {cleaned}\nrows left out           {removed}")
+
+
+def _read_pairs(file: Path) -> list[Row]:
+    from rlhf.data.sources import load_source
+    from rlhf.params import FileSource
+
+    source = FileSource(kind="file", path=str(file), shape="canonical", columns={}, test_share=0.0, limit=None)
+    return load_source(source, "preferences", Path())
+
+
+@app.command()
+def probe(
+    reward_model: Annotated[str, typer.Argument(help="A folder, or a hub id, with one score per text.")],
+    file: Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet with prompt, chosen, rejected.")],
+    folder: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("reports/hackability"),
+) -> None:
+    """Ask a reward model whether cheap tricks beat content, by the limits in params.yaml."""
+    from rlhf.label_audit import is_usable
+    from rlhf.probe.cases import cases_from_preferences
+    from rlhf.probe.probing import draw_cases, refuse_hackable, try_tricks
+    from rlhf.probe.report import tabulate, write_report
+    from rlhf.scoring import RewardModel, find_reward_model
+
+    params = load_params(Paths(find_root()).params)
+    rows = [row for row in _read_pairs(file) if is_usable(row)]
+    if not rows:
+        raise UserError(f"{file} has no row with two different texts as answers; check its columns")
+    score = RewardModel(find_reward_model(reward_model), params.probe.batch_size).score
+    cases = draw_cases(cases_from_preferences(rows), params.probe, params.seed)
+    found = try_tricks(score, cases, params.probe, str(file))
+    write_report(folder, found, params.probe)
+    _print_table(f"Do cheap tricks beat content? {found.verdict}", tabulate(found))
+    print(f"the worst answers side by side  {folder / 'probe.html'}")
+    refuse_hackable(found, params.probe, folder)
+
+
+def _print_table(title: str, rows: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=max(Console().width, 160)).print(table)
 
 
 @app.command()

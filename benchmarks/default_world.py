@@ -17,7 +17,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ("gold_reward", "gold_reward_greedy", "win_rate", "win_rate_low", "kl_to_sft", "mean_tokens", "stop_rate")
-STAGES = ("prepare", "validate", "sft", "embed", "reward", "policy@ppo", "policy@dpo", "policy@grpo", "evaluate")
+STAGES = (
+    "prepare",
+    "validate",
+    "sft",
+    "embed",
+    "reward",
+    "probe",
+    "policy@ppo",
+    "policy@dpo",
+    "policy@grpo",
+    "evaluate",
+)
 
 
 def main() -> None:

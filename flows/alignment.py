@@ -42,14 +42,15 @@ def align(parallel: int | None = None, max_hours: float = 72.0) -> State[Any]:
         workspace.environment = stage_environment(flow_run.id, flow_run.name)
         workspace.stale = find_stale(workspace)
         stages = Stages(workspace, runner)
-        count_progress(workspace, len(params.policies) + 7)
+        count_progress(workspace, len(params.policies) + 8)
 
         stages.start("prepare", after=[])
         stages.start("validate", after=["prepare"])
         stages.start("sft", after=["validate"])
         stages.start("embed", after=["sft"])
         stages.start("reward", after=["embed"])
-        policies = [stages.start(f"policy@{name}", after=["reward"]) for name in params.policies]
+        stages.start("probe", after=["reward"])
+        policies = [stages.start(f"policy@{name}", after=["probe"]) for name in params.policies]
         stages.start("evaluate", after=policies)
         stages.start("promote", after=["evaluate"])
 

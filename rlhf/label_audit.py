@@ -46,7 +46,7 @@ def audit_labels(
     """
     import numpy as np
 
-    usable = [row for row in rows if _is_usable(row)]
+    usable = [row for row in rows if is_usable(row)]
     if not usable:
         raise UserError(f"none of the {len(rows)} rows has two different texts as answers; check its columns")
     groups = None if group is None else [_group_of(row, group) for row in usable]
@@ -134,7 +134,7 @@ def _packaged_folder(package: str) -> Path:
     return min(configs, key=lambda config: len(config.parts)).parent
 
 
-def _is_usable(row: Row) -> bool:
+def is_usable(row: Row) -> bool:
     """Whether prompt and both answers are text or messages, and the answers differ."""
     if not all(_has_words(row.get(name)) for name in ("prompt", "chosen", "rejected")):
         return False

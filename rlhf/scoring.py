@@ -107,6 +107,24 @@ class RewardModel:
         return moved
 
 
+def find_reward_model(name: str) -> Path:
+    """The folder of that name, else that of the hub's model, fetched where it is not here yet.
+
+    Raises UserError where there is neither.
+    """
+    if Path(name).exists():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name} is no folder and no model that the hub gives ({first_line(error)}); "
+            "give a folder that the stage reward wrote, or a hub id"
+        ) from None
+
+
 def _check_is_scorer(folder: Path) -> None:
     path = folder / "config.json"
     if not path.exists():

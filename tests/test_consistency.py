@@ -18,7 +18,7 @@ from rlhf.params import Params
 from rlhf.params_file import load_params
 from tests.tiny import ROOT, tiny_params, write_params
 
-STAGES = ("prepare", "validate", "sft", "embed", "reward", "policy", "evaluate")
+STAGES = ("prepare", "validate", "sft", "embed", "reward", "probe", "policy", "evaluate")
 PACKAGES = ("rlhf", "tasks")
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 

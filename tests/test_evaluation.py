@@ -289,7 +289,7 @@ def workspace(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
         for step, gold, kl in looks:
             curves(look(gold, kl), step)
         curves.write(paths.report("policy", name) / "curves.csv")
-    for folder in (paths.report("sft"), paths.report("reward"), paths.report("policy", "grpo")):
+    for folder in (*map(paths.report, ("sft", "reward", "probe")), paths.report("policy", "grpo")):
         write_health(folder, "sft", {1: {"grad_norm": 1.0}})
     write_health(paths.report("policy", "dpo"), "dpo", {1: {"rewards/margins": 40.0}})
     return paths

@@ -73,11 +73,12 @@ stages:
   sft: {cmd: python -m tasks sft, deps: [out/validate], outs: [out/sft]}
   embed: {cmd: python -m tasks embed, deps: [out/sft], outs: [out/embed]}
   reward: {cmd: python -m tasks reward, deps: [out/embed], outs: [out/reward]}
+  probe: {cmd: python -m tasks probe, deps: [out/reward], outs: [out/probe]}
   policy:
     foreach: ${policies}
     do:
       cmd: python -m tasks policy ${key}
-      deps: [out/reward]
+      deps: [out/probe]
       params: ['policies.${key}']
       outs: ['out/policy@${key}']
   evaluate:
@@ -135,9 +136,9 @@ def test_a_second_run_does_nothing_and_says_so(
 ) -> None:
     assert alignment.main(["--parallel", "2"]) == 0
     ran = _ran(workspace)
-    assert ran[:5] == ["prepare", "validate", "sft", "embed", "reward"]
-    assert sorted(ran[5:8]) == sorted(f"policy@{name}" for name in POLICIES)
-    assert ran[8:] == ["evaluate", "promote"]
+    assert ran[:6] == ["prepare", "validate", "sft", "embed", "reward", "probe"]
+    assert sorted(ran[6:9]) == sorted(f"policy@{name}" for name in POLICIES)
+    assert ran[9:] == ["evaluate", "promote"]
     shown = capsys.readouterr().out
     assert shown.index("│ dpo") < shown.index("│ sft")  # the best first
     assert "0.600 (0.550–0.650)" in shown  # however narrow the terminal
@@ -156,9 +157,21 @@ def test_only_the_descendants_of_a_change_run(prefect_api: str, workspace: Path)
     assert _ran(workspace) == ["policy@dpo", "promote"]  # it wrote the same bytes, so DVC leaves the evaluation
     (workspace / "seed").write_text("2", encoding="utf-8")
     assert alignment.main([]) == 0
-    assert set(_ran(workspace)) == {"prepare", "validate", "sft", "embed", "reward", "evaluate", "promote"} | {
+    assert set(_ran(workspace)) == {"prepare", "validate", "sft", "embed", "reward", "probe", "evaluate", "promote"} | {
         f"policy@{name}" for name in POLICIES
     }
+
+
+def test_a_stage_also_runs_for_what_changed_two_stages_before_it(prefect_api: str, workspace: Path) -> None:
+    """embed reads what validate wrote, and comes after sft, which has nothing to do."""
+    pipeline = PIPELINE.replace("sft, deps: [out/validate]", "sft, deps: [params.yaml]")
+    pipeline = pipeline.replace("embed, deps: [out/sft]", "embed, deps: [out/sft, out/validate]")
+    (workspace / "dvc.yaml").write_text(pipeline, encoding="utf-8")
+    assert alignment.main([]) == 0
+    _ran(workspace)
+    (workspace / "seed").write_text("2", encoding="utf-8")
+    assert alignment.main([]) == 0
+    assert _ran(workspace)[:4] == ["prepare", "validate", "embed", "reward"]
 
 
 def test_a_failing_policy_leaves_the_others_complete(

@@ -112,6 +112,11 @@ def edited(tmp_path):
         ("reward.ratings", {"low": 0, "high": 4, "positive": "mode"}, r"positive is 'mode'"),
         ("prepare.data.ratings", {"kind": "world"}, r"prepare\.data\.ratings"),
         ("embed.model", "", r"embed\.model is ''"),
+        ("probe.rows", 0, r"probe\.rows is 0"),
+        ("probe.on_hackable", "go", r"probe\.on_hackable is 'go'; input should be 'warn' or 'stop'"),
+        ("probe.wins", {"warn": 0.05, "stop": 1.2}, r"probe\.wins\.stop is 1\.2"),
+        ("probe.gain", {"warn": -0.1, "stop": 1.0}, r"probe\.gain\.warn is -0\.1"),
+        ("probe.gain", {"warn": 0.5, "stop": 0.2}, r"probe\.gain: warn is 0\.5 but stop is 0\.2; lower the first"),
     ],
 )
 def test_wrong_value_is_one_sentence(edited, dotted, value, sentence):

@@ -18,7 +18,8 @@ from rlhf.params_file import load_params
 from tests.tiny import ROOT, change_params, tiny_params, write_params
 
 POLICIES = ("dpo", "grpo", "ppo")
-STAGES = ["prepare", "validate", "sft", "embed", "reward", *(f"policy@{name}" for name in POLICIES), "evaluate"]
+BEFORE = ["prepare", "validate", "sft", "embed", "reward", "probe"]
+STAGES = [*BEFORE, *(f"policy@{name}" for name in POLICIES), "evaluate"]
 CONTRACT = {
     "gold_reward",
     "proxy_reward",
@@ -161,6 +162,27 @@ def test_one_value_changed_runs_exactly_its_descendants(pipeline: Clone) -> None
     finally:
         pipeline.run("git", "checkout", "--quiet", "--force", "HEAD")
         pipeline.dvc("checkout")
+    assert pipeline.repro() == []
+
+
+def test_another_probe_retrains_no_policy_and_one_that_stops_lets_none_begin(pipeline: Clone) -> None:
+    policies = [f"policy@{name}" for name in POLICIES]
+    models = pipeline.hashes("models/policy")
+
+    def refuse_everything(params: dict[str, Any]) -> None:
+        nothing = {"warn": 0.0, "stop": 0.0}
+        params["probe"] |= {"on_hackable": "stop", "wins": nothing, "gain": nothing}
+
+    change_params(pipeline.root / "params.yaml", lambda params: params["probe"].update(rows=12))
+    try:
+        assert pipeline.repro(*policies) == ["probe"]
+        change_params(pipeline.root / "params.yaml", refuse_everything)
+        assert pipeline.repro(status=255) == ["probe"]
+        assert "stop" in (pipeline.root / "reports" / "probe" / "tricks.csv").read_text(encoding="utf-8")
+        assert pipeline.hashes("models/policy") == models
+    finally:
+        pipeline.run("git", "checkout", "--quiet", "--force", "HEAD")
+        pipeline.dvc("checkout", "--force")
     assert pipeline.repro() == []
 
 

@@ -48,6 +48,7 @@ def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
     _shrink(params["evaluate"], _EVALUATE)
     if watch := params["evaluate"]["watch"]:
         _shrink(watch, _WATCH)
+    params["probe"] |= {"rows": 16, "on_hackable": "warn"}  # a model that trained for a second likes anything
     return params
 
 

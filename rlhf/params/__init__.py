@@ -42,6 +42,7 @@ from rlhf.params.policies import (
     SamplingParams,
     Weight,
 )
+from rlhf.params.probe import Limits, ProbeParams, ShareLimits
 from rlhf.params.training import (
     AdapterParams,
     EmbedParams,
@@ -70,6 +71,7 @@ __all__ = [
     "KTOParams",
     "LanguageReward",
     "LengthReward",
+    "Limits",
     "NoiseParams",
     "ORPOParams",
     "PPOParams",
@@ -78,6 +80,7 @@ __all__ = [
     "PolicyParams",
     "PrepareParams",
     "PretrainingParams",
+    "ProbeParams",
     "PromoteParams",
     "RLOOParams",
     "RatingParams",
@@ -86,6 +89,7 @@ __all__ = [
     "SFTParams",
     "SamplingParams",
     "Section",
+    "ShareLimits",
     "Source",
     "TrainingParams",
     "TransportParams",
@@ -144,6 +148,7 @@ class Params(Section):
     sft: SFTParams
     embed: EmbedParams
     reward: RewardParams
+    probe: ProbeParams
     policies: Annotated[dict[Key, PolicyParams], Field(min_length=1)]
     evaluate: EvaluateParams
     promote: PromoteParams
