@@ -126,7 +126,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_minibatch(params, policy_f
 
 def test_updates_per_rollout_are_epochs_times_minibatches(params, policy_files, monkeypatch):
     steps = []
-    monkeypatch.setattr(Optimiser, "_step", lambda self: steps.append(1) or {"x": 0.0})
+    monkeypatch.setattr(Optimiser, "_step", lambda self: steps.append(1) or {})
     section = params.model_copy(update={"update_epochs": 4, "minibatches": 4, "gradient_accumulation_steps": 2})
     models, _, rollout = start(section, policy_files)
     learn(section, models, rollout)
