@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,13 +105,19 @@ class Optimiser:
         self.adam.zero_grad()
         tokens = experience.mask[index].sum().clamp_min(1)
         figures: Figures = {}
-        for rows in index.chunk(self.params.gradient_accumulation_steps):
+        for rows in self._parts(rollout, index):
             part = Part.cut(rollout, experience, rows)
             # Parts weigh by their tokens, so that any number of them gives the minibatch's own gradient.
             share = part.mask.sum() / tokens
             for name, value in self._backward(part, beta, share).items():
                 figures[name] = figures.get(name, 0.0) + value * share
         return figures
+
+    def _parts(self, rollout: Rollout, index: Tensor) -> Sequence[Tensor]:
+        """A minibatch's rows in `gradient_accumulation_steps` parts of answers of similar length: little padding."""
+        count = self.params.gradient_accumulation_steps
+        lengths = rollout.batch.attention[index].sum(1)
+        return [index] if count == 1 else index[lengths.argsort(stable=True)].chunk(count)
 
     def _backward(self, part: Part, beta: float, share: Tensor) -> Figures:
         """Add the gradients of a part's losses; models with a pass of their own are done with one by one."""
