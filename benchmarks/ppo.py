@@ -2,8 +2,8 @@ r"""PPO against the last PPOTrainer of TRL: throughput, memory, and what is lear
 
 Each side trains in a process of its own with its own interpreter, in turn and beside nothing of the other: the same
 model, prompts, reward model and settings, in full precision. Part `throughput` trains --model for some rollouts against
-a reward model with a random head, which costs what a trained one costs. Part `learning` needs a pipeline that has run as
-far as the stage reward, and measures the policy every few rollouts on held-out prompts, both sides by one yardstick.
+a reward model with a random head, which costs what a trained one costs. Part `learning` needs a pipeline that has run
+as far as the stage reward, and measures the policy every few rollouts on held-out prompts, both sides by one yardstick.
 Results go to --folder, one file per side and seed; what is there is not run again.
 
     python -m venv …/trl112 && …/trl112/bin/pip install torch trl==1.12.0

@@ -22,8 +22,6 @@ from rlhf.policies import PolicyFiles
 from rlhf.policies.ppo import train_ppo
 
 
-
-
 class Watch(Checkpoints):
     """Times every rollout with its updates, keeps the figures, and saves the policy where it is asked for."""
 
@@ -50,7 +48,11 @@ class Watch(Checkpoints):
             folder = self.folder / f"step-{step:06}"
             folder.mkdir(exist_ok=True)
             weights = make_state()["weights"]["policy"]
-            save_file({name: value.detach() for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+            save_file(
+                {name: value.detach() for name, value in weights.items()},
+                folder / "model.safetensors",
+                {"format": "pt"},
+            )
             (folder / "config.json").write_text((Path(self.job["model"]) / "config.json").read_text())
         self.started, self.processor_started = time.perf_counter(), time.process_time()
 

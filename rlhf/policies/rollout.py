@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,7 +72,7 @@ def roll_out(params: PPOParams, models: Models, tokenizer: Any, rows: list[Row])
 def _evaluate(params: PPOParams, models: Models, batch: Batch) -> dict[str, Tensor]:
     """The columns of a Rollout for some rows; logits are gone when it returns."""
     if models.apart and models.reference is not None:
-        readers = (models.logits, models.reference_logits, models.values)
+        readers: list[Callable[[Batch], Any]] = [models.logits, models.reference_logits, models.values]
         logits, reference_logits, values = side_by_side([partial(read, batch) for read in readers])
     else:
         logits, values = models.read(batch)

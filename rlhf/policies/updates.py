@@ -35,24 +35,18 @@ class Part:
     batch: Batch
     mask: Tensor
     advantages: Tensor
-    returns: Tensor | None
     log_probs: Tensor
     reference_log_probs: Tensor
+    returns: Tensor | None
     values: Tensor | None
 
     @classmethod
     def cut(cls, rollout: Rollout, experience: Experience, rows: Tensor) -> Part:
         batch = rollout.batch.rows(rows)
         width = batch.responses.shape[1]
-        columns = (
-            experience.mask,
-            experience.advantages,
-            experience.returns,
-            rollout.log_probs,
-            rollout.reference_log_probs,
-            rollout.values,
-        )
-        return cls(batch, *(None if column is None else column[rows, :width] for column in columns))
+        columns = (experience.mask, experience.advantages, rollout.log_probs, rollout.reference_log_probs)
+        known = [None if column is None else column[rows, :width] for column in (experience.returns, rollout.values)]
+        return cls(batch, *(column[rows, :width] for column in columns), *known)
 
 
 class Optimiser:
