@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ppo import COMMON, HERE, ROOT
-from ppo_job import settings
+from ppo_job import peak_mib, settings
 from rlhf.curves import no_log
 from rlhf.data.formats import with_ids, write_rows
 from rlhf.models import load_causal, load_scorer, load_tokenizer, save_model, set_determinism
@@ -123,7 +122,7 @@ def measure(name: str, folder: Path) -> float:
         job = make_job(folder)
         files = PolicyFiles(Path(job["model"]), Path(job["reward"]), Path(job["prompts"]), Path(job["prompts"]))
         train_ppo(settings(job).model_copy(update=SETTINGS[name]), files, 0, no_log)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mib()
 
 
 def run_ours(name: str, folder: Path) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -93,6 +92,12 @@ def configure(job: dict[str, Any], folder: Path) -> PPOConfig:
     )
 
 
+def peak_mib() -> float:
+    """This process's peak of resident memory; `getrusage` would count the parent's too, from before the exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def main() -> None:
     """Train, and write what was measured."""
     path = Path(sys.argv[1])
@@ -118,7 +123,7 @@ def main() -> None:
     result = {
         "seconds": watch.seconds,
         "processor_seconds": watch.processor_seconds,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_mib(),
         "curves": watch.rows,
     }
     (folder / "result.json").write_text(json.dumps(result))
