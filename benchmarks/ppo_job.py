@@ -89,7 +89,7 @@ def settings(job: dict[str, Any]) -> PPOParams:
 
 
 def peak_mib() -> float:
-    """This process's peak of resident memory; `getrusage` would count the parent's too, from before the exec."""
+    """The process's own peak of resident memory; `getrusage` would count the parent's too, from before the exec."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

@@ -93,7 +93,7 @@ def configure(job: dict[str, Any], folder: Path) -> PPOConfig:
 
 
 def peak_mib() -> float:
-    """This process's peak of resident memory; `getrusage` would count the parent's too, from before the exec."""
+    """The process's own peak of resident memory; `getrusage` would count the parent's too, from before the exec."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
