@@ -1,5 +1,6 @@
 """PPO: invariants of one step on a tiny model, and a policy that learns something it can be seen to learn."""
 
+import gc
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from rlhf.policies.actors import Batch, ValueHead, load_models, response_logits
 from rlhf.policies.advantages import Adaptive, estimate, settle_scores
 from rlhf.policies.objectives import exact_kl, token_log_probs
 from rlhf.policies.rollout import judge, prompt_batches, roll_out
+from rlhf.policies.side_by_side import side_by_side
 from rlhf.policies.updates import Optimiser
 from rlhf.scoring import Reward
 from rlhf.training import finished_policy
@@ -126,11 +128,26 @@ def test_accumulation_gives_the_gradient_of_the_whole_minibatch(params, policy_f
 
 def test_updates_per_rollout_are_epochs_times_minibatches(params, policy_files, monkeypatch):
     steps = []
-    monkeypatch.setattr(Optimiser, "_step", lambda self: steps.append(1) or {"x": 0.0})
+    monkeypatch.setattr(Optimiser, "_step", lambda self: steps.append(1) or {})
     section = params.model_copy(update={"update_epochs": 4, "minibatches": 4, "gradient_accumulation_steps": 2})
     models, _, rollout = start(section, policy_files)
     learn(section, models, rollout)
     assert len(steps) == 16
+
+
+def test_no_gradient_is_longer_than_its_limit(params, policy_files, monkeypatch):
+    section = params.model_copy(update={"max_grad_norm": 0.01})
+    models, _, rollout = start(section, policy_files)
+    found = []
+
+    def look(adam):
+        for group in adam.param_groups:
+            found.append(torch.stack([value.grad.norm() for value in group["params"] if value.grad is not None]).norm())
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", look)
+    figures = learn(section, models, rollout)
+    assert figures["policy/grad_norm"] > 0.02  # the limit had something to do
+    assert len(found) == 4 and max(found) < 0.01001
 
 
 def test_every_prompt_comes_before_any_comes_again():
@@ -453,6 +470,81 @@ def test_a_critic_s_adapter_leaves_policy_and_base_alone(params, policy_files):
         reference = token_log_probs(logits, rollout.batch.responses, section.temperature)
         torch.testing.assert_close(reference, rollout.reference_log_probs)
     assert torch.equal(ends[0]["policy adapter"], ends[1]["policy adapter"])
+
+
+# time and memory ----------------------------------------------------------------------------------
+
+
+def large_tensors(size):
+    """The tensors that are alive and hold so many numbers."""
+    return {id(thing) for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and thing.numel() >= size}
+
+
+def test_no_distribution_over_the_vocabulary_outlives_a_rollout(params, policy_files):
+    models, tokenizer, rollout = start(params, policy_files)
+    size = rollout.batch.responses.numel() * models.policy.config.vocab_size
+    before = large_tensors(size)
+    rollout = roll_out(params, models, tokenizer, rollout.rows)
+    assert large_tensors(size) <= before
+    assert rollout.log_probs.shape == rollout.batch.responses.shape
+
+
+def test_no_rollout_waits_for_the_garbage_collector(params, policy_files, monkeypatch):
+    calls, seen = [], {}
+    collect = gc.collect
+    monkeypatch.setattr(gc, "collect", lambda *arguments: calls.append(1) or collect(*arguments))
+    train_policy(params, policy_files, 0, lambda _, step: seen.update({step: len(calls)}))
+    assert seen[1] == seen[2]
+
+
+def test_short_answers_are_not_padded_to_the_longest_of_their_minibatch(params, policy_files):
+    """Parts hold answers of similar length, so that the columns computed are about those that the answers need."""
+    section = with_(params, minibatches=1, gradient_accumulation_steps=4, max_new_tokens=60)
+    models, tokenizer, rollout = start(section, policy_files)
+    batch = rollout.batch
+    for row in range(0, 8, 2):  # every other answer ends at its second token
+        batch.attention[row, batch.prompt_length + 2 :] = 0
+    columns = []
+    models.policy.register_forward_pre_hook(
+        lambda _, __, settings: columns.append(settings["input_ids"].numel()), with_kwargs=True
+    )
+    learn(section, models, rollout)
+    assert sum(columns) < 1.25 * batch.attention.sum()
+
+
+@pytest.mark.parametrize("changes", [{}, {"adapter": ADAPTER}], ids=["whole", "adapter"])
+def test_models_side_by_side_learn_what_they_learn_in_turn(params, policy_files, changes):
+    section = with_(params, **changes)
+    threads, ends = torch.get_num_threads(), []
+    for count in (1, 2):
+        models, _, rollout = start(section, policy_files)
+        torch.set_num_threads(count)
+        try:
+            figures = learn(section, models, rollout)
+            assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(threads)
+        ends.append((weights(models.policy), weights(models.critic), figures))
+    assert torch.equal(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1])
+    assert ends[0][2] == ends[1][2]
+
+
+def test_side_by_side_keeps_order_gradient_switch_and_errors():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            assert side_by_side([torch.is_grad_enabled, lambda: 2, lambda: 3]) == [False, 2, 3]
+        assert side_by_side([torch.is_grad_enabled, torch.get_num_threads]) == [True, 1]
+        with pytest.raises(UserError, match="broken"):
+            side_by_side([lambda: 1, lambda: judge_broken()])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def judge_broken():
+    raise UserError("broken")
 
 
 # prompts ------------------------------------------------------------------------------------------

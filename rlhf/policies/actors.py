@@ -101,15 +101,30 @@ class Models:
             critic |= {name: policy.pop(name) for name in list(policy) if f".{CRITIC}." in name}
         return {"policy": policy, "critic": critic}
 
+    @property
+    def apart(self) -> bool:
+        """Whether the critic is a transformer of its own, so that it can be read and trained beside the policy."""
+        return self.critic is not None and not isinstance(self.critic, ValueHead)
+
     def read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The policy's logits for each response token (batch, response, vocabulary) and the critic's values."""
-        if not isinstance(self.critic, ValueHead):
-            return response_logits(self.policy, batch), self._own_values(batch)
-        if self._second_adapter:
-            return response_logits(self.policy, batch), self._adapter_values(batch, self.critic)
+        if self.critic is None or not self.one_pass:
+            return self.logits(batch), self.values(batch)
         with captured_inputs(self.policy.get_output_embeddings()) as states:
             logits = response_logits(self.policy, batch)
         return logits, self.critic(states[0][:, -logits.shape[1] - 1 : -1])
+
+    def logits(self, batch: Batch) -> Tensor:
+        return response_logits(self.policy, batch)
+
+    def values(self, batch: Batch) -> Tensor | None:
+        """The values of a critic that has a pass of its own: (batch, response)."""
+        if self.critic is None:
+            return None
+        if self._second_adapter:
+            return self._adapter_values(batch, self.critic)
+        output = self.critic(**inputs(batch))
+        return output.logits[:, batch.prompt_length - 1 : -1, 0].float()
 
     def reference_logits(self, batch: Batch) -> Tensor:
         if self.reference is not None:
@@ -118,15 +133,13 @@ class Models:
             return response_logits(self.policy, batch)
 
     @property
+    def one_pass(self) -> bool:
+        """Whether policy and critic read the same states, or there is no critic: one pass serves both."""
+        return self.critic is None or (isinstance(self.critic, ValueHead) and self.critic.adapter is None)
+
+    @property
     def _second_adapter(self) -> bool:
         return isinstance(self.critic, ValueHead) and self.critic.adapter is not None
-
-    def _own_values(self, batch: Batch) -> Tensor | None:
-        """The values of a critic that is a model of its own: (batch, response)."""
-        if self.critic is None:
-            return None
-        output = self.critic(**inputs(batch))
-        return output.logits[:, batch.prompt_length - 1 : -1, 0].float()
 
     def _adapter_values(self, batch: Batch, head: ValueHead) -> Tensor:
         with adapters_kept(self.policy):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from transformers import get_scheduler
@@ -19,6 +22,31 @@ from rlhf.policies.objectives import (
     token_log_probs,
 )
 from rlhf.policies.rollout import Rollout
+from rlhf.policies.side_by_side import side_by_side
+
+Figures = dict[str, Tensor]
+"""Numbers on the device: asking for their value would make it wait."""
+
+
+@dataclass
+class Part:
+    """Some rows of a rollout and of what is learnt from them, as wide as the longest of their answers."""
+
+    batch: Batch
+    mask: Tensor
+    advantages: Tensor
+    log_probs: Tensor
+    reference_log_probs: Tensor
+    returns: Tensor | None
+    values: Tensor | None
+
+    @classmethod
+    def cut(cls, rollout: Rollout, experience: Experience, rows: Tensor) -> Part:
+        batch = rollout.batch.rows(rows)
+        width = batch.responses.shape[1]
+        columns = (experience.mask, experience.advantages, rollout.log_probs, rollout.reference_log_probs)
+        known = [None if column is None else column[rows, :width] for column in (experience.returns, rollout.values)]
+        return cls(batch, *(column[rows, :width] for column in columns), *known)
 
 
 class Optimiser:
@@ -45,7 +73,7 @@ class Optimiser:
         no step; the learning rate goes on as if all had been taken.
         """
         limit = self.params.target_kl
-        history: list[dict[str, float]] = []
+        history: list[Figures] = []
         taken = 0
         for index in self._minibatches(rollout):
             history.append(self._gradient(rollout, experience, index, beta))
@@ -56,7 +84,8 @@ class Optimiser:
         self.adam.zero_grad()
         for _ in range(self.updates - taken):
             self.schedule.step()
-        figures = {name: _mean([row[name] for row in history if name in row]) for name in history[0]}
+        names = dict.fromkeys(name for row in history for name in row)
+        figures = {name: torch.stack([row[name] for row in history if name in row]).mean().item() for name in names}
         return figures if limit is None else figures | {"policy/updates": float(taken)}
 
     def _minibatches(self, rollout: Rollout) -> list[Tensor]:
@@ -65,57 +94,78 @@ class Optimiser:
         epochs = range(self.params.update_epochs)
         return [index for _ in epochs for index in torch.randperm(rows).to(device).split(size)]
 
-    def _gradient(self, rollout: Rollout, experience: Experience, index: Tensor, beta: float) -> dict[str, float]:
+    def _gradient(self, rollout: Rollout, experience: Experience, index: Tensor, beta: float) -> Figures:
         """The gradient of one minibatch, in `gradient_accumulation_steps` parts; returns its figures."""
         self.adam.zero_grad()
         tokens = experience.mask[index].sum().clamp_min(1)
-        figures: dict[str, float] = {}
-        for part in index.chunk(self.params.gradient_accumulation_steps):
+        figures: Figures = {}
+        for rows in self._parts(rollout, index):
+            part = Part.cut(rollout, experience, rows)
             # Parts weigh by their tokens, so that any number of them gives the minibatch's own gradient.
-            share = experience.mask[part].sum() / tokens
-            loss, part_figures = self._loss(rollout, experience, part, beta)
-            (loss * share).backward()
-            for name, value in part_figures.items():
-                figures[name] = figures.get(name, 0.0) + value * share.item()
+            share = part.mask.sum() / tokens
+            for name, value in self._backward(part, beta, share).items():
+                figures[name] = figures.get(name, 0.0) + value * share
         return figures
 
-    def _step(self) -> dict[str, float]:
+    def _parts(self, rollout: Rollout, index: Tensor) -> Sequence[Tensor]:
+        """A minibatch's rows in `gradient_accumulation_steps` parts of answers of similar length: little padding."""
+        count = self.params.gradient_accumulation_steps
+        lengths = rollout.batch.attention[index].sum(1)
+        return [index] if count == 1 else index[lengths.argsort(stable=True)].chunk(count)
+
+    def _backward(self, part: Part, beta: float, share: Tensor) -> Figures:
+        """Add the gradients of a part's losses; models with a pass of their own are done with one by one."""
+
+        def learn_policy() -> Figures:
+            loss, figures = self._policy_loss(part, self.models.logits(part.batch), beta)
+            (loss * share).backward()
+            return figures
+
+        def learn_values() -> Figures:
+            loss, figures = self._value_loss(part, self.models.values(part.batch))
+            (loss * share).backward()
+            return figures
+
+        if self.models.one_pass:
+            logits, values = self.models.read(part.batch)
+            loss, figures = self._policy_loss(part, logits, beta)
+            if values is not None:
+                value_loss, value_figures = self._value_loss(part, values)
+                loss, figures = loss + value_loss, figures | value_figures
+            (loss * share).backward()
+            return figures
+        jobs = [learn_policy, learn_values]
+        found = side_by_side(jobs) if self.models.apart else [job() for job in jobs]
+        return found[0] | found[1]
+
+    def _step(self) -> Figures:
         norms = {
-            f"{name}/grad_norm": torch.nn.utils.clip_grad_norm_(group, self.params.max_grad_norm).item()
+            f"{name}/grad_norm": torch.nn.utils.clip_grad_norm_(group, self.params.max_grad_norm)
             for name, group in self.trained.items()
         }
         self.adam.step()
         self.schedule.step()
         return norms
 
-    def _loss(
-        self, rollout: Rollout, experience: Experience, part: Tensor, beta: float
-    ) -> tuple[Tensor, dict[str, float]]:
-        params = self.params
-        batch = rollout.batch.rows(part)
-        width = batch.responses.shape[1]
-        mask, advantages = experience.mask[part, :width], experience.advantages[part, :width]
-
-        logits, values = self.models.read(batch)
-        log_probs = token_log_probs(logits, batch.responses, params.temperature)
-        log_ratio = (log_probs - rollout.log_probs[part, :width]) * mask
+    def _policy_loss(self, part: Part, logits: Tensor, beta: float) -> tuple[Tensor, Figures]:
+        params, mask = self.params, part.mask
+        log_probs = token_log_probs(logits, part.batch.responses, params.temperature)
+        log_ratio = (log_probs - part.log_probs) * mask
         clip = (params.clip_range, params.clip_range if params.clip_range_high is None else params.clip_range_high)
-        policy_loss = clipped_policy_loss(log_ratio, advantages, mask, clip, params.dual_clip)
-        figures = {"loss/policy_avg": policy_loss.item(), **_distance(log_ratio.detach(), mask, clip)}
-        loss = policy_loss
-        if values is not None and rollout.values is not None and experience.returns is not None:
-            old_values, returns = rollout.values[part, :width], experience.returns[part, :width]
-            value_loss = clipped_value_loss(values, old_values, returns, mask, params.value_clip_range)
-            figures["loss/value_avg"] = value_loss.item()
-            loss = loss + params.value_coefficient * value_loss
+        loss = clipped_policy_loss(log_ratio, part.advantages, mask, clip, params.dual_clip)
+        figures = {"loss/policy_avg": loss.detach(), **_distance(log_ratio.detach(), mask, clip)}
         if params.entropy_coefficient:
             loss = loss - params.entropy_coefficient * masked_mean(entropy(logits, params.temperature), mask)
         if params.kl_in == "loss" and beta:
-            references = rollout.reference_log_probs[part, :width]
-            kl = masked_mean(self._kl(batch, logits, log_probs * mask, references * mask), mask)
-            figures["loss/kl_avg"] = kl.item()
+            kl = masked_mean(self._kl(part.batch, logits, log_probs * mask, part.reference_log_probs * mask), mask)
+            figures["loss/kl_avg"] = kl.detach()
             loss = loss + beta * kl
         return loss, figures
+
+    def _value_loss(self, part: Part, values: Tensor | None) -> tuple[Tensor, Figures]:
+        assert values is not None and part.values is not None and part.returns is not None
+        loss = clipped_value_loss(values, part.values, part.returns, part.mask, self.params.value_clip_range)
+        return self.params.value_coefficient * loss, {"loss/value_avg": loss.detach()}
 
     def _kl(self, batch: Batch, logits: Tensor, log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
         """KL(π ‖ π_ref) per token with the policy's gradient; `full` asks the reference again for its logits.
@@ -129,15 +179,11 @@ class Optimiser:
         return exact_kl(logits, reference_logits, self.params.temperature)
 
 
-def _distance(log_ratio: Tensor, mask: Tensor, clip: tuple[float, float]) -> dict[str, float]:
+def _distance(log_ratio: Tensor, mask: Tensor, clip: tuple[float, float]) -> Figures:
     """How far the policy lies from the one that sampled, and on which share of tokens the clip bites."""
     change = log_ratio.exp() - 1
     clipped = (change > clip[1]) | (change < -clip[0])
     return {
-        "policy/approxkl_avg": 0.5 * masked_mean(log_ratio.square(), mask).item(),
-        "policy/clipfrac_avg": masked_mean(clipped.float(), mask).item(),
+        "policy/approxkl_avg": 0.5 * masked_mean(log_ratio.square(), mask),
+        "policy/clipfrac_avg": masked_mean(clipped.float(), mask),
     }
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
