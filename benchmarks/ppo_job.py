@@ -8,52 +8,54 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from rlhf.checkpoints import Checkpoints
 from rlhf.params import PPOParams, RewardMix
 from rlhf.params.policies import Weight
-from rlhf.policies import PolicyFiles
-from rlhf.policies.ppo import train_ppo
+from rlhf.policies import PolicyFiles, train_policy
 
 
-class Watch(Checkpoints):
+class Watch:
     """Times every rollout with its updates, keeps the figures, and saves the policy where it is asked for."""
 
+    key = ""
+
     def __init__(self, job: dict[str, Any], folder: Path) -> None:
-        super().__init__(folder, 0.0, 1.0)
         self.job, self.folder = job, folder
         self.seconds: list[float] = []
         self.processor_seconds: list[float] = []
         self.rows: list[dict[str, float]] = []
         self.started = self.processor_started = 0.0
 
-    def resume(self, key: str) -> None:
-        """Never: a benchmark starts afresh."""
-        self.started, self.processor_started = time.perf_counter(), time.process_time()
-
     def log(self, figures: Mapping[str, float], _step: int) -> None:
         self.rows.append(dict(figures))
 
-    def offer(self, step: int, make_state: Callable[[], dict[str, Any]]) -> None:
-        """Called after every step; the state's weights are the snapshot."""
-        self.seconds.append(time.perf_counter() - self.started)
-        self.processor_seconds.append(time.process_time() - self.processor_started)
-        if self.job["snapshot_every"] and step % self.job["snapshot_every"] == 0:
+    def look(self, model: Any, step: int, _total: int | None) -> bool:
+        """Called at the start and after every step; its own time counts for nothing."""
+        if step:
+            self.seconds.append(time.perf_counter() - self.started)
+            self.processor_seconds.append(time.process_time() - self.processor_started)
+        if step and self.job["snapshot_every"] and step % self.job["snapshot_every"] == 0:
             folder = self.folder / f"step-{step:06}"
             folder.mkdir(exist_ok=True)
-            weights = make_state()["weights"]["policy"]
-            save_file(
-                {name: value.detach() for name, value in weights.items()},
-                folder / "model.safetensors",
-                {"format": "pt"},
-            )
+            weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+            save_file(weights, folder / "model.safetensors", {"format": "pt"})
             (folder / "config.json").write_text((Path(self.job["model"]) / "config.json").read_text())
         self.started, self.processor_started = time.perf_counter(), time.process_time()
+        return False
+
+    def roll_back(self, model: Any, step: int) -> None:
+        """The last state counts."""
+
+    def state(self) -> None:
+        """A job is not resumed."""
+
+    def restore(self, state: None) -> None:
+        """A job is not resumed."""
 
 
 def settings(job: dict[str, Any]) -> PPOParams:
@@ -71,6 +73,7 @@ def settings(job: dict[str, Any]) -> PPOParams:
         kl_estimator="k1",
         advantage="gae",
         group_size=1,
+        dynamic_sampling=None,
         whiten_advantages=True,
         critic="separate",
         critic_learning_rate=job["learning_rate"],
@@ -100,7 +103,7 @@ def main() -> None:
     job, folder = json.loads(path.read_text()), path.parent
     files = PolicyFiles(Path(job["model"]), Path(job["reward"]), Path(job["prompts"]), Path(job["prompts"]))
     watch = Watch(job, folder)
-    train_ppo(settings(job), files, job["seed"], watch.log, watch)
+    train_policy(settings(job), files, job["seed"], watch.log, watch=watch)
     result = {
         "seconds": watch.seconds,
         "processor_seconds": watch.processor_seconds,

@@ -26,8 +26,7 @@ from rlhf.curves import no_log
 from rlhf.data.formats import with_ids, write_rows
 from rlhf.models import load_causal, load_scorer, load_tokenizer, save_model, set_determinism
 from rlhf.params import AdapterParams
-from rlhf.policies import PolicyFiles
-from rlhf.policies.ppo import train_ppo
+from rlhf.policies import PolicyFiles, train_policy
 from rlhf.pretraining import train_tokenizer
 
 ADAPTER = AdapterParams(rank=8, alpha=16, dropout=0.0, target_modules="all-linear", quantise=None)
@@ -121,7 +120,7 @@ def measure(name: str, folder: Path) -> float:
     if name != "libraries":
         job = make_job(folder)
         files = PolicyFiles(Path(job["model"]), Path(job["reward"]), Path(job["prompts"]), Path(job["prompts"]))
-        train_ppo(settings(job).model_copy(update=SETTINGS[name]), files, 0, no_log)
+        train_policy(settings(job).model_copy(update=SETTINGS[name]), files, 0, no_log)
     return peak_mib()
 
 
