@@ -22,7 +22,7 @@ from rlhf.policies import PolicyFiles, train_policy
 class Watch:
     """Times every rollout with its updates, keeps the figures, and saves the policy where it is asked for."""
 
-    key = ""
+    key = "benchmark"
 
     def __init__(self, job: dict[str, Any], folder: Path) -> None:
         self.job, self.folder = job, folder
@@ -34,7 +34,7 @@ class Watch:
     def log(self, figures: Mapping[str, float], _step: int) -> None:
         self.rows.append(dict(figures))
 
-    def look(self, model: Any, step: int, _total: int | None) -> bool:
+    def look(self, model: Any, step: int, total: int | None) -> bool:
         """Called at the start and after every step; its own time counts for nothing."""
         if step:
             self.seconds.append(time.perf_counter() - self.started)
@@ -54,7 +54,7 @@ class Watch:
     def state(self) -> None:
         """A job is not resumed."""
 
-    def restore(self, state: None) -> None:
+    def restore(self, state: Any) -> None:
         """A job is not resumed."""
 
 
