@@ -13,17 +13,16 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from rlhf.curves import CurveRecorder, no_log, write_json
 from rlhf.params import Params
-from tasks import embed, policy, prepare, reward, sft, validate
+from tasks import policy
 from tasks.paths import Paths
+from worlds import prepare_world, read_values
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTH_LOVING = {"rate": 0.45, "class_conditional": 0.0, "instance_dependent": 0.0, "length_loving": 1.0}
@@ -81,22 +80,14 @@ def is_look(row: dict[str, float]) -> bool:
 
 def make_params(seed: int, reaction: str) -> Params:
     """params.yaml with annotators who love length, and PPO on nothing but what they taught."""
-    values: Any = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["seed"] = seed
+    values = read_values(ROOT / "params.yaml", seed)
     values["prepare"]["world"]["noise"] = LENGTH_LOVING
+    values["probe"]["on_hackable"] = "warn"
     values["reward"] |= {"objective": "bradley_terry", "noise_rate": 0.0}
     values["policies"] = {"ppo": values["policies"]["ppo"]}
     values["policies"]["ppo"] |= {"rewards": {"reward_model": {"weight": 1.0}}, "beta": 0.0}
     values["evaluate"]["watch"] |= {"evaluations": 10, "on_over_optimisation": reaction}
     return Params.model_validate(values)
-
-
-def prepare_world(params: Params, paths: Paths) -> None:
-    """The stages before the policy, those that have not been run."""
-    for stage in (prepare, validate, sft, embed, reward):
-        name = stage.__name__.rpartition(".")[2]
-        if not paths.metrics(name).exists():
-            stage.run(params, paths, no_log)
 
 
 def describe(seed: int, reaction: str, rows: list[dict[str, float]]) -> str:

@@ -11,9 +11,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rlhf.errors import UserError
-from rlhf.params import Params
+from rlhf.params import Params, PolicyParams, Source
 
-TAGS = ("world", "file", "hub", "ppo", "dpo", "kto", "orpo", "cpo", "grpo", "rloo")
+TAGS = {
+    tag
+    for union, field in ((PolicyParams, "algorithm"), (Source, "kind"))
+    for member in get_args(get_args(union)[0])
+    for tag in get_args(member.model_fields[field].annotation)
+}
 """The members of the tagged unions: pydantic puts them into an error's location, the file has no such key."""
 
 

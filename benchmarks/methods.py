@@ -1,0 +1,208 @@
+"""Every method of recipes/all-methods.yaml on the embedded world: rewards, distance, time, memory, significance.
+
+python benchmarks/methods.py --folder /tmp/methods --seeds 1 2 3 4 5 --parallel 2
+
+A seed has a world, an SFT model and a reward model of its own, which all its methods share; differences are paired by
+seed. Each training is a process of its own. What the folder holds already is not run again. About an hour of a core per
+seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.stats import t, ttest_1samp
+from tqdm import tqdm
+
+from ppo_job import peak_mib
+from rlhf.curves import no_log, write_json
+from rlhf.params import Params
+from tasks import evaluate, policy
+from tasks.paths import Paths
+from worlds import prepare_world, read_values
+
+ROOT = Path(__file__).resolve().parents[1]
+SFT, YARD = "sft", "ppo"
+"""What all methods are compared with: where they start, and the method that most people know."""
+FIGURES = ("gold_reward", "win_rate", "proxy_reward", "kl_to_sft", "frontier_area", "mean_tokens")
+COSTS = ("processor_seconds", "peak_mib")
+COLUMNS = ("method", *FIGURES, *COSTS, "gold − SFT's", "gold − PPO's")
+
+Results = dict[str, dict[str, list[float]]]
+"""By method and figure, one value per seed."""
+
+
+def main() -> None:
+    """Run what is missing; print the table and draw gold against KL."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--methods", nargs="+", help="only these, beside ppo")
+    parser.add_argument("--parallel", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--train", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        train(options.folder, options.seeds[0], options.train)
+        return
+    run_missing(options.folder, options.seeds, options.methods, options.parallel)
+    results = read_results(options.folder, options.seeds)
+    print("\n".join(table(results)))
+    if options.figure:
+        draw(options.figure, results)
+
+
+# running ------------------------------------------------------------------------------------------
+
+
+def make_params(seed: int, methods: Sequence[str] | None) -> Params:
+    values = read_values(ROOT / "recipes" / "all-methods.yaml", seed)
+    values["probe"]["on_hackable"] = "warn"
+    if methods:
+        values["policies"] = {name: values["policies"][name] for name in dict.fromkeys((YARD, *methods))}
+    return Params.model_validate(values)
+
+
+def world(folder: Path, seed: int) -> Paths:
+    return Paths((folder / f"seed-{seed}").resolve())
+
+
+def cost_file(paths: Paths, method: str) -> Path:
+    return paths.root / "costs" / f"{method}.json"
+
+
+def train(folder: Path, seed: int, method: str) -> None:
+    """One training, in this process; leaves what it took."""
+    paths = world(folder, seed)
+    began, processor = time.perf_counter(), time.process_time()
+    policy.run(make_params(seed, [method]), paths, no_log, method)
+    cost = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - processor}
+    write_json(cost_file(paths, method), {**cost, "peak_mib": peak_mib()})
+
+
+def run_missing(folder: Path, seeds: Sequence[int], methods: Sequence[str] | None, parallel: int) -> None:
+    """Worlds one after the other, trainings `parallel` at a time, then the evaluation of each world."""
+    for seed in tqdm(seeds, desc="worlds", unit="seed"):
+        prepare_world(make_params(seed, methods), world(folder, seed))
+    jobs = [
+        (seed, method)
+        for seed in seeds
+        for method in make_params(seed, methods).policies
+        if not cost_file(world(folder, seed), method).exists()
+    ]
+    with ThreadPoolExecutor(parallel) as pool:
+        runs = pool.map(lambda job: run_process(folder, *job), jobs)
+        list(tqdm(runs, desc="trainings", total=len(jobs)))
+    for seed in tqdm(seeds, desc="evaluations", unit="seed"):
+        params, paths = make_params(seed, methods), world(folder, seed)
+        measured = paths.metrics("evaluate")
+        if not measured.exists() or set(json.loads(measured.read_text())) != {SFT, *params.policies}:
+            evaluate.run(params, paths, no_log)
+
+
+def run_process(folder: Path, seed: int, method: str) -> None:
+    """A training in a process of its own, its output in a file."""
+    paths = world(folder, seed)
+    command = [sys.executable, __file__, "--folder", str(folder), "--seeds", str(seed)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    output = paths.root / "output" / f"{method}.txt"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w") as file:
+        subprocess.run(
+            [*command, "--train", method], env=environment, stdout=file, stderr=subprocess.STDOUT, check=True
+        )
+
+
+# figures ------------------------------------------------------------------------------------------
+
+
+def read_results(folder: Path, seeds: Sequence[int]) -> Results:
+    results: Results = {}
+    for seed in seeds:
+        paths = world(folder, seed)
+        for method, figures in json.loads(paths.metrics("evaluate").read_text()).items():
+            file = cost_file(paths, method)
+            costs: dict[str, float] = json.loads(file.read_text()) if file.exists() else dict.fromkeys(COSTS, np.nan)
+            row = results.setdefault(method, {name: [] for name in (*FIGURES, *COSTS)})
+            for name in row:
+                row[name].append(float((costs if name in COSTS else figures)[name]))
+    return results
+
+
+def table(results: Results) -> list[str]:
+    """A row per method, the highest gold reward first: means with half the width of their 95 % interval over seeds."""
+    tests = {rival: differences(results, rival) for rival in (SFT, YARD)}
+    ordered = sorted(results, key=lambda method: -float(np.mean(results[method]["gold_reward"])))
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    for method in ordered:
+        cells = [describe(name, results[method][name]) for name in (*FIGURES, *COSTS)]
+        lines.append(f"| {' | '.join([method, *cells, *(tests[rival].get(method, '–') for rival in tests)])} |")
+    return lines
+
+
+def describe(name: str, values: Sequence[float]) -> str:
+    if np.isnan(values).any():
+        return "–"
+    digits = {"processor_seconds": 0, "peak_mib": 0, "mean_tokens": 1, "kl_to_sft": 2, "proxy_reward": 2}.get(name, 3)
+    return f"{np.mean(values):.{digits}f} ± {half_width(values):.{digits}f}"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95 % interval of the mean by Student's t; not a number for a single value."""
+    count = len(values)
+    return float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+
+
+def differences(results: Results, rival: str) -> dict[str, str]:
+    """The paired difference in gold reward to a rival, with Holm's p over all methods by paired t tests."""
+    theirs = np.array(results[rival]["gold_reward"])
+    gaps = {name: np.array(row["gold_reward"]) - theirs for name, row in results.items() if name not in (rival, SFT)}
+    corrected = holm({name: p_value(gap) for name, gap in gaps.items()})
+    return {name: f"{np.mean(gap):+.3f} (p {corrected[name]:.3f})" for name, gap in gaps.items()}
+
+
+def p_value(gap: np.ndarray) -> float:
+    """Of a paired t test, two-sided; 1 for a single pair."""
+    test: Any = ttest_1samp(gap, 0.0)
+    return float(test.pvalue) if len(gap) > 1 else 1.0
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Corrected p values: the smallest times the number of tests, the next times one less, never falling."""
+    corrected, worst = {}, 0.0
+    for place, (name, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        worst = max(worst, min(1.0, (len(p_values) - place) * p_value))
+        corrected[name] = worst
+    return corrected
+
+
+def draw(path: Path, results: Results) -> None:
+    """Each method's mean gold reward against its mean KL, with 95 % intervals over seeds."""
+    figure = Figure(figsize=(8, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for number, (method, row) in enumerate(results.items()):
+        x, y = np.mean(row["kl_to_sft"]), np.mean(row["gold_reward"])
+        axis.errorbar(x, y, yerr=half_width(row["gold_reward"]), fmt="o", color=f"C{number % 10}", elinewidth=0.7)
+        axis.annotate(method, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    axis.set(xlabel="KL to the SFT model (nats per answer)", ylabel="gold reward")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
