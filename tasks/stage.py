@@ -57,7 +57,8 @@ def stage_task(workspace: Workspace, name: str, after: list[str]) -> Task[[], St
     def decide() -> State[Any]:
         if lacking := [other for other in after if other not in workspace.complete]:
             return _skipped(lacking)
-        if name not in workspace.stale and workspace.unchanged.issuperset(after):
+        # A stage may read what one far before it has just changed, though the one before it did not.
+        if name not in workspace.stale and workspace.unchanged == workspace.complete:
             return _complete(
                 workspace, name, Completed(name=UNCHANGED, message="nothing it reads or writes has changed")
             )

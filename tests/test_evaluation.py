@@ -378,7 +378,7 @@ def test_the_report_shows_all_and_escapes_what_it_shows(metrics, workspace):
     assert "<b>" not in page
     assert "data:image/png;base64," in page
     assert '<td>dpo</td><td class="bad">stop</td><td>margin too large</td>' in page
-    assert page.count("rules found nothing") == 3, "sft, reward and grpo"
+    assert page.count("rules found nothing") == 4, "sft, reward, probe and grpo"
     assert "http" not in page.replace("http-equiv", "")
     samples = json.loads((workspace.report("evaluate") / "samples.json").read_text())
     assert [row["policy"] for row in samples[:3]] == ["sft", "dpo", "grpo"]
