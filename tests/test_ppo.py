@@ -597,7 +597,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_rollout(params, poli
         rf"prompt {first} is \d+ tokens long and max_new_tokens is 120, together more than the 128", max_new_tokens=120
     )
     modules = ADAPTER.model_copy(update={"target_modules": ["attention_out"]})
-    refused(r"adapter.target_modules is \['attention_out'\], which does not fit LlamaForCausalLM", adapter=modules)
+    refused(r"adapter.target_modules is \['attention_out'\], which does not fit the model", adapter=modules)
     write_rows(tmp_path / "none.jsonl", [])
     refused("ppo has no prompts to answer", files=replace(policy_files, prompts=tmp_path / "none.jsonl"))
     two = AutoModelForSequenceClassification.from_pretrained(
