@@ -127,7 +127,7 @@ def test_a_watched_training_ends_where_an_uninterrupted_one_does(params, few, tm
         train(section, few, Stopping(tmp_path / "state"), tmp_path / "stopped", watched=True)
     resumed = train(section, few, always(tmp_path / "state"), tmp_path / "resumed", watched=True)
     assert resumed == train(section, few, None, tmp_path / "whole", watched=True)
-    assert resumed[2][6]["watch/saved_step"] < 5
+    assert resumed[2][max(resumed[2])]["watch/saved_step"] < 5
 
 
 @pytest.mark.parametrize(
