@@ -144,5 +144,5 @@ def expected_best(values: Sequence[float], scores: Sequence[float], size: int) -
     The answer of rank i (from 1, scores rising) of N is the best of C(i − 1, size − 1) choices out of C(N, size). The
     distance of best-of-n sampling from its model is at most log n − (n − 1)/n nats (Beirami et al., arXiv 2401.01879).
     """
-    ranked = [value for _, value in sorted(zip(scores, values, strict=True))]
+    ranked = [values[place] for place in sorted(range(len(scores)), key=scores.__getitem__)]
     return sum(value * comb(rank, size - 1) for rank, value in enumerate(ranked)) / comb(len(ranked), size)
