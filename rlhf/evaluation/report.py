@@ -45,6 +45,7 @@ def write_report(
             health=health,
             gold=yardstick.gold.name,
             temperature=yardstick.params.temperature,
+            kl_budget=yardstick.params.kl_budget,
             picture=base64.b64encode((folder / "frontier.png").read_bytes()).decode("ascii"),
             cards=[_card(index, yardstick, measured) for index in rank_prompts(measured)[:shown]],
         )
@@ -84,6 +85,9 @@ def draw_frontier(path: Path, frontier: Frontier) -> None:
         _draw_panel(axis, frontier, rewards[title])
         name = "gold reward" if title == "what counts" else "proxy reward"
         axis.set(xlabel="KL to the SFT model (nats per answer)", ylabel=name, title=title)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 * len(titles), frameon=False
+    )
     # Without the version of matplotlib in it.
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
@@ -110,7 +114,6 @@ def _draw_panel(axis: Axes, frontier: Frontier, reward: Callable[[Point], Estima
     if start := reward(reference):
         axis.axhline(start.mean, color="0.6", linewidth=1, linestyle=":", zorder=1)
     axis.margins(x=0.08, y=0.12)
-    axis.legend(frameon=False)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
