@@ -22,7 +22,7 @@ from rlhf.training import Snapshot, evaluation_steps
 logger = logging.getLogger(__name__)
 
 ERROR = 0.05
-"""The chance that a policy whose gold reward never fell is said to be over-optimised at one of its looks."""
+"""The chance, at most, that a policy whose gold reward never fell is said to be over-optimised at one of its looks."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,9 @@ class GoldWatch:
         best = self._best
         if best is None or best.proxy is None or look.proxy is None:
             return False
-        # The looks share the error among them (Bonferroni).
-        quantile = NormalDist().inv_cdf(1 - ERROR / self._params.evaluations)
+        # The best of some looks owes its place to luck too: all pairs of looks share the error (Bonferroni).
+        pairs = self._params.evaluations * (self._params.evaluations + 1) / 2
+        quantile = NormalDist().inv_cdf(1 - ERROR / pairs)
         if compare(look.gold, best.gold, quantile).high >= 0.5 or look.proxy <= best.proxy:
             return False
         logger.warning(

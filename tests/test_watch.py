@@ -140,6 +140,16 @@ def test_nothing_else_is_called_so(scripted, files, right, proxy):
     assert curves.rows[1]["watch/over_optimised"] == 0
 
 
+def test_more_looks_ask_for_a_larger_fall(scripted, files):
+    """Eight answers lost and none won are beyond chance for one look, not for the best of ten and any other."""
+    named = {}
+    for looks in (1, 10):
+        watch, curves = scripted([38] + [30] * looks, range(looks + 1))
+        walk(watch, load_causal(files.sft), looks + 1)
+        named[looks] = curves.rows[1]["watch/over_optimised"]
+    assert named == {1: 1, 10: 0}
+
+
 @pytest.mark.parametrize(
     ("reaction", "right", "said"),
     [

@@ -170,6 +170,16 @@ class Params(Section):
                     f"prepare.data.preferences is null but policies.{needy[0]} needs preferences; "
                     "give a source or drop the policy"
                 )
+        self._check_prompts_suffice()
         if self.evaluate.gold == "judge" and not self.reward.judge:
             raise ValueError("evaluate.gold is 'judge' but reward.judge is false; set reward.judge to true")
         return self
+
+    def _check_prompts_suffice(self) -> None:
+        world, source = self.prepare.world, self.prepare.data.prompts
+        is_watched = self.evaluate.watch is not None and isinstance(source, WorldSource)
+        if world and is_watched and world.test_prompts <= self.evaluate.prompts:
+            raise ValueError(
+                f"prepare.world.test_prompts is {world.test_prompts}, all of which evaluate.prompts takes, and "
+                "evaluate.watch looks at those behind them; raise the first, or set evaluate.watch to null"
+            )
