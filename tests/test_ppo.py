@@ -22,7 +22,6 @@ from rlhf.policies.actors import Batch, ValueHead, load_models, response_logits
 from rlhf.policies.advantages import Adaptive, estimate, settle_scores
 from rlhf.policies.objectives import exact_kl, token_log_probs
 from rlhf.policies.rollout import judge, prompt_batches, roll_out
-from rlhf.policies.side_by_side import side_by_side
 from rlhf.policies.updates import Optimiser
 from rlhf.scoring import Reward
 from rlhf.training import finished_policy
@@ -510,41 +509,6 @@ def test_short_answers_are_not_padded_to_the_longest_of_their_minibatch(params, 
     )
     learn(section, models, rollout)
     assert sum(columns) < 1.1 * batch.attention.sum()
-
-
-@pytest.mark.parametrize("changes", [{}, {"adapter": ADAPTER}], ids=["whole", "adapter"])
-def test_models_side_by_side_learn_what_they_learn_in_turn(params, policy_files, changes):
-    section = with_(params, **changes)
-    threads, ends = torch.get_num_threads(), []
-    for count in (1, 2):
-        models, _, rollout = start(section, policy_files)
-        torch.set_num_threads(count)
-        try:
-            figures = learn(section, models, rollout)
-            assert torch.get_num_threads() == count
-        finally:
-            torch.set_num_threads(threads)
-        ends.append((weights(models.policy), weights(models.critic), figures))
-    assert torch.equal(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1])
-    assert ends[0][2] == ends[1][2]
-
-
-def test_side_by_side_keeps_order_gradient_switch_and_errors():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with torch.no_grad():
-            assert side_by_side([torch.is_grad_enabled, lambda: 2, lambda: 3]) == [False, 2, 3]
-        assert side_by_side([torch.is_grad_enabled, torch.get_num_threads]) == [True, 1]
-        with pytest.raises(UserError, match="broken"):
-            side_by_side([lambda: 1, lambda: judge_broken()])
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
-
-
-def judge_broken():
-    raise UserError("broken")
 
 
 # prompts ------------------------------------------------------------------------------------------

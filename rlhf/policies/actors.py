@@ -101,11 +101,6 @@ class Models:
             critic |= {name: policy.pop(name) for name in list(policy) if f".{CRITIC}." in name}
         return {"policy": policy, "critic": critic}
 
-    @property
-    def apart(self) -> bool:
-        """Whether the critic is a transformer of its own, so that it can be read and trained beside the policy."""
-        return self.critic is not None and not isinstance(self.critic, ValueHead)
-
     def read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The policy's logits for each response token (batch, response, vocabulary) and the critic's values."""
         if self.critic is None or not self.one_pass:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from rlhf.models import own_generation_habits_off
 from rlhf.params import PPOParams, SamplingParams
 from rlhf.policies.actors import Batch, Models
 from rlhf.policies.objectives import MAX_LOGITS, entropy, exact_kl, kl_estimate, token_log_probs
-from rlhf.policies.side_by_side import side_by_side
 from rlhf.scoring import Reward, mixed_reward
 
 
@@ -71,12 +69,8 @@ def roll_out(params: PPOParams, models: Models, tokenizer: Any, rows: list[Row])
 
 def _evaluate(params: PPOParams, models: Models, batch: Batch) -> dict[str, Tensor]:
     """The columns of a Rollout for some rows; logits are gone when it returns."""
-    if models.apart and models.reference is not None:
-        readers: list[Callable[[Batch], Any]] = [models.logits, models.reference_logits, models.values]
-        logits, reference_logits, values = side_by_side([partial(read, batch) for read in readers])
-    else:
-        logits, values = models.read(batch)
-        reference_logits = models.reference_logits(batch)
+    logits, values = models.read(batch)
+    reference_logits = models.reference_logits(batch)
     log_probs = token_log_probs(logits, batch.responses, params.temperature)
     reference_log_probs = token_log_probs(reference_logits, batch.responses, params.temperature)
     columns = {

@@ -22,7 +22,6 @@ from rlhf.policies.objectives import (
     token_log_probs,
 )
 from rlhf.policies.rollout import Rollout
-from rlhf.policies.side_by_side import side_by_side
 
 Figures = dict[str, Tensor]
 """Numbers on the device: asking for their value would make it wait."""
@@ -114,18 +113,7 @@ class Optimiser:
         return [index] if count == 1 else index[lengths.argsort(stable=True)].chunk(count)
 
     def _backward(self, part: Part, beta: float, share: Tensor) -> Figures:
-        """Add the gradients of a part's losses; models with a pass of their own are done with one by one."""
-
-        def learn_policy() -> Figures:
-            loss, figures = self._policy_loss(part, self.models.logits(part.batch), beta)
-            (loss * share).backward()
-            return figures
-
-        def learn_values() -> Figures:
-            loss, figures = self._value_loss(part, self.models.values(part.batch))
-            (loss * share).backward()
-            return figures
-
+        """Add the gradients of a part's losses; of two passes the second begins when the first has left the memory."""
         if self.models.one_pass:
             logits, values = self.models.read(part.batch)
             loss, figures = self._policy_loss(part, logits, beta)
@@ -134,9 +122,11 @@ class Optimiser:
                 loss, figures = loss + value_loss, figures | value_figures
             (loss * share).backward()
             return figures
-        jobs = [learn_policy, learn_values]
-        found = side_by_side(jobs) if self.models.apart else [job() for job in jobs]
-        return found[0] | found[1]
+        policy_loss, figures = self._policy_loss(part, self.models.logits(part.batch), beta)
+        (policy_loss * share).backward()
+        value_loss, value_figures = self._value_loss(part, self.models.values(part.batch))
+        (value_loss * share).backward()
+        return figures | value_figures
 
     def _step(self) -> Figures:
         norms = {
