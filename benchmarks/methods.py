@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t, ttest_1samp
 from tqdm import tqdm
 
-from ppo_job import peak_mib
+from ppo_measures import peak_mib
 from rlhf.curves import no_log, write_json
 from rlhf.params import Params
 from tasks import evaluate, policy

@@ -172,7 +172,7 @@ def run(side: str, folder: Path, setting: Setting, seed: int, options: argparse.
     (folder / "job.json").write_text(json.dumps(job, indent=2))
     script = {
         "ours": [sys.executable, str(HERE / "ppo_job.py")],
-        "trl": [str(options.peer.absolute()), str(HERE / "peers/trl_ppo.py")],
+        "trl": [str(options.peer.absolute()), str(HERE / "trl_ppo.py")],
     }[side]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": str(options.threads), "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from ppo_measures import Measures
+from rlhf.models import trained_weights
 from rlhf.params import PPOParams, RewardMix
 from rlhf.params.policies import Weight
 from rlhf.policies import PolicyFiles, train_policy
@@ -23,29 +24,26 @@ class Watch:
     """Times every rollout with its updates, keeps the figures, and saves the policy where it is asked for."""
 
     key = "benchmark"
+    inputs: list[Path] = []
 
     def __init__(self, job: dict[str, Any], folder: Path) -> None:
         self.job, self.folder = job, folder
-        self.seconds: list[float] = []
-        self.processor_seconds: list[float] = []
-        self.rows: list[dict[str, float]] = []
-        self.started = self.processor_started = 0.0
+        self.measures = Measures()
 
     def log(self, figures: Mapping[str, float], _step: int) -> None:
-        self.rows.append(dict(figures))
+        self.measures.rows.append(dict(figures))
 
     def look(self, model: Any, step: int, total: int | None) -> bool:
         """Called at the start and after every step; its own time counts for nothing."""
         if step:
-            self.seconds.append(time.perf_counter() - self.started)
-            self.processor_seconds.append(time.process_time() - self.processor_started)
+            self.measures.stop()
         if step and self.job["snapshot_every"] and step % self.job["snapshot_every"] == 0:
             folder = self.folder / f"step-{step:06}"
             folder.mkdir(exist_ok=True)
-            weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+            weights = {name: value.detach() for name, value in trained_weights(model).items()}
             save_file(weights, folder / "model.safetensors", {"format": "pt"})
             (folder / "config.json").write_text((Path(self.job["model"]) / "config.json").read_text())
-        self.started, self.processor_started = time.perf_counter(), time.process_time()
+        self.measures.start()
         return False
 
     def roll_back(self, model: Any, step: int) -> None:
@@ -91,12 +89,6 @@ def settings(job: dict[str, Any]) -> PPOParams:
     )
 
 
-def peak_mib() -> float:
-    """The process's own peak of resident memory; `getrusage` would count the parent's too, from before the exec."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
 def main() -> None:
     """Train, and write what was measured."""
     path = Path(sys.argv[1])
@@ -104,13 +96,7 @@ def main() -> None:
     files = PolicyFiles(Path(job["model"]), Path(job["reward"]), Path(job["prompts"]), Path(job["prompts"]))
     watch = Watch(job, folder)
     train_policy(settings(job), files, job["seed"], watch.log, watch=watch)
-    result = {
-        "seconds": watch.seconds,
-        "processor_seconds": watch.processor_seconds,
-        "peak_mib": peak_mib(),
-        "curves": watch.rows,
-    }
-    (folder / "result.json").write_text(json.dumps(result))
+    watch.measures.write(folder)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ppo import COMMON, HERE, ROOT
-from ppo_job import peak_mib, settings
+from ppo_job import settings
+from ppo_measures import peak_mib
 from rlhf.curves import no_log
 from rlhf.data.formats import with_ids, write_rows
 from rlhf.models import load_causal, load_scorer, load_tokenizer, save_model, set_determinism
@@ -137,7 +138,7 @@ def run_peer(options: argparse.Namespace) -> float:
     folder.mkdir(exist_ok=True)
     (folder / "job.json").write_text(json.dumps(make_job(options.folder)))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    command = [str(options.peer.absolute()), str(HERE / "peers/trl_ppo.py"), str((folder / "job.json").resolve())]
+    command = [str(options.peer.absolute()), str(HERE / "trl_ppo.py"), str((folder / "job.json").resolve())]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     return json.loads((folder / "result.json").read_text())["peak_mib"]
 

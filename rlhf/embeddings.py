@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf.data.formats import Row, training_rows, write_rows
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
-from rlhf.models import load_fresh_scorer, load_tokenizer
+from rlhf.models import load_fresh_scorer, load_tokenizer, on_device
 from rlhf.params import EmbedParams
 
 if TYPE_CHECKING:
@@ -91,11 +91,10 @@ def _check_some_left(path: Path, count: int, kept: int, max_length: int) -> None
 def _write_vectors(model: Any, sequences: list[list[int]], batch_size: int, path: Path) -> None:
     """Embed batch by batch into a file that lies on the disk."""
     import numpy as np
-    import torch
 
     from rlhf.examples import read_in_batches
 
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    on_device(model)
     shape = (len(sequences), model.score.in_features)
     if not sequences:  # a file without content cannot be mapped into memory
         np.save(path, np.zeros(shape, dtype=np.float32))

@@ -14,6 +14,7 @@ from rlhf.base_models import PACKAGE
 from rlhf.data.formats import Row, completion_text, write_rows
 from rlhf.errors import UserError, first_line
 from rlhf.examples import sample_rows
+from rlhf.models import on_device
 from rlhf.neighbours import find_contradictions
 from rlhf.noise import estimate_from_trust, estimate_noise_rate, orient_pairs
 from rlhf.trust import trust_labels
@@ -86,15 +87,16 @@ def embed_texts(texts: Sequence[str], embedder: str) -> np.ndarray:
     from tqdm import tqdm
 
     tokenizer, model = _load_embedder(embedder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+    on_device(model)
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512), 512)
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     means = np.empty((len(texts), model.config.hidden_size + 1))
     for start in tqdm(range(0, len(order), BATCH), desc="embedding", unit="batch"):
         places = order[start : start + BATCH]
         batch = [texts[place] for place in places]
-        inputs = tokenizer(batch, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
+        inputs = tokenizer(batch, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(
+            model.device
+        )
         with torch.inference_mode():
             states = model(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][..., None]

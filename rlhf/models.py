@@ -243,6 +243,28 @@ def merge_adapter(model: Any, sample: dict[str, Any]) -> PreTrainedModel:
     return merged
 
 
+def on_device(model: Any) -> Any:
+    """The model where models compute on this machine: the GPU, where there is one."""
+    import torch
+
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def trained_weights(model: Any) -> dict[str, Any]:
+    """The parameters that are trained, by name; under an adapter those of the adapter alone."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def put_back(weights: dict[str, Any], values: dict[str, Any]) -> None:
+    """Give parameters the values they had, where `values` has their names."""
+    import torch
+
+    with torch.no_grad():
+        for name, value in weights.items():
+            if name in values:
+                value.copy_(values[name])
+
+
 def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[str, Any]:
     """Arguments common to all of TRL's configurations; every default that bites is set.
 

@@ -16,7 +16,7 @@ from typing import Any
 from rlhf.data.formats import Row
 from rlhf.encoding import encode_answer, pad_batch
 from rlhf.errors import UserError, first_line
-from rlhf.models import load_scorer, load_tokenizer
+from rlhf.models import load_scorer, load_tokenizer, on_device
 from rlhf.params import RewardMix
 from rlhf.rules import answer_reward, format_reward, language_reward, length_reward
 
@@ -43,12 +43,9 @@ class RewardModel:
 
     def __init__(self, folder: Path, batch_size: int) -> None:
         """Load the model. Raises UserError where the folder holds none with one score per text."""
-        import torch
-
         _check_is_scorer(folder)
         self.tokenizer: Any = load_tokenizer(folder)
-        self.model: Any = load_scorer(folder)
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: Any = on_device(load_scorer(folder))
         self.batch_size = batch_size
         self._warned = False
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.curves import Log
-from rlhf.models import load_causal, merge_adapter
+from rlhf.models import load_causal, merge_adapter, put_back, trained_weights
 from rlhf.params import AdapterParams, TrainingParams
 
 DURATIONS = ("_time", "runtime", "per_second", "total_flos")
@@ -57,18 +57,11 @@ class Snapshot:
         self.weights: dict[str, torch.Tensor] = {}
 
     def take(self, model: Any) -> None:
-        self.weights = {name: value.detach().to("cpu", copy=True) for name, value in _trained(model)}
+        self.weights = {name: value.detach().to("cpu", copy=True) for name, value in trained_weights(model).items()}
 
     def put_back(self, model: Any) -> None:
         """The model as it was; nothing happens where none was taken."""
-        with torch.no_grad():
-            for name, value in _trained(model):
-                if name in self.weights:
-                    value.copy_(self.weights[name])
-
-
-def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+        put_back(trained_weights(model), self.weights)
 
 
 class EarlyStopping(TrainerCallback):

@@ -10,12 +10,19 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from rlhf.checkpoints import random_state, set_random_state, training_key
+from rlhf.checkpoints import random_state, set_random_state
 from rlhf.curves import Log
-from rlhf.evaluation.comparison import compare, estimate_mean, estimate_share
+from rlhf.evaluation.comparison import compare, estimate_mean
 from rlhf.evaluation.kl import kl_per_answer
-from rlhf.evaluation.prompts import HeldOutPrompts, gold_reward, proxy_reward, read_prompts
-from rlhf.models import adapters_kept, load_causal, load_tokenizer
+from rlhf.evaluation.prompts import (
+    HeldOutPrompts,
+    describe_answers,
+    estimate_gold,
+    gold_reward,
+    proxy_reward,
+    read_prompts,
+)
+from rlhf.models import adapters_kept, load_causal, load_tokenizer, on_device
 from rlhf.params import EvaluateParams, WatchParams
 from rlhf.training import Snapshot, evaluation_steps
 
@@ -37,12 +44,16 @@ class WatchFiles:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen after `step` steps: the gold reward of each answer, the mean proxy reward, all figures."""
+    """What was seen after `step` steps: the gold reward of each answer, and all figures."""
 
     step: int
     gold: list[float]
-    proxy: float | None
     figures: dict[str, float]
+
+    @property
+    def proxy(self) -> float | None:
+        """The mean proxy reward, None without a reward model."""
+        return self.figures.get("watch/proxy_reward")
 
     @property
     def mean_gold(self) -> float:
@@ -65,10 +76,9 @@ class GoldWatch:
         self._files = files
         self._log = log
         self._prompts = HeldOutPrompts(evaluate, seed, load_tokenizer(files.sft), rows)
-        inputs = [files.sft, files.prompts, *([files.reward] if files.reward else [])]
-        inputs += [files.judge] if evaluate.gold == "judge" else []
-        self.key = training_key(evaluate, seed, inputs)
-        self._best: Look | None = None
+        self.key = evaluate.model_dump_json()
+        self.inputs = [files.sft, files.prompts, *([files.reward] if files.reward else [])]
+        self.inputs += [files.judge] if evaluate.gold == "judge" else []
         self._snapshot = Snapshot()
         self._looks: list[Look] = []
 
@@ -81,11 +91,15 @@ class GoldWatch:
             look = self._measure(model, step)
         self._looks.append(look)
         self._log(look.figures, step)
-        if self._best is None or look.mean_gold >= self._best.mean_gold:
-            self._best = look
+        if self._best is look:
             self._snapshot.take(model)
         stays = [bool(one.figures["watch/over_optimised"]) for one in self._looks[-2:]] == [True, True]
         return stays and self._params.on_over_optimisation == "stop"
+
+    @property
+    def _best(self) -> Look | None:
+        """The look with the highest gold reward, of equally good ones the last."""
+        return max(reversed(self._looks), key=lambda look: look.mean_gold, default=None)
 
     def roll_back(self, model: Any, step: int) -> None:
         """Put the weights of the best look back; of equally good ones the last."""
@@ -97,13 +111,11 @@ class GoldWatch:
 
     def state(self) -> dict[str, Any]:
         """Plain types and tensors from which `restore` goes on."""
-        best = None if self._best is None else self._looks.index(self._best)
-        return {"looks": [asdict(look) for look in self._looks], "best": best, "weights": self._snapshot.weights}
+        return {"looks": [asdict(look) for look in self._looks], "weights": self._snapshot.weights}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state; what had been seen by then is logged again."""
         self._looks = [Look(**look) for look in state["looks"]]
-        self._best = None if state["best"] is None else self._looks[state["best"]]
         self._snapshot.weights = state["weights"]
         for look in self._looks:
             self._log(look.figures, look.step)
@@ -114,27 +126,23 @@ class GoldWatch:
         answers = prompts.answer(model, temperature)
         kl = kl_per_answer(prompts.log_probs(model, answers), self._reference_log_probs(model, answers), "k1")
         gold = prompts.reward(gold_reward(prompts.params, self._files.judge), answers)
-        interval = estimate_share(gold) if prompts.params.gold == "answer" else estimate_mean(gold)
+        interval = estimate_gold(prompts.params, gold)
         figures = {
             "watch/gold_reward": interval.mean,
             "watch/gold_reward_low": interval.low,
             "watch/gold_reward_high": interval.high,
             "watch/kl_to_sft": estimate_mean(kl).mean,
-            "watch/mean_tokens": sum(len(answer.token_ids) for answer in answers) / len(answers),
-            "watch/stop_rate": sum(answer.ended for answer in answers) / len(answers),
+            **{f"watch/{name}": value for name, value in describe_answers(answers).items()},
         }
-        proxy = None
         if self._files.reward is not None:
             believed = estimate_mean(prompts.reward(proxy_reward(prompts.params, self._files.reward), answers))
-            proxy = believed.mean
             figures |= {
-                "watch/proxy_reward": proxy,
+                "watch/proxy_reward": believed.mean,
                 "watch/proxy_reward_low": believed.low,
                 "watch/proxy_reward_high": believed.high,
             }
-        look = Look(step, gold, proxy, figures)
-        figures["watch/over_optimised"] = float(self._is_over_optimised(look))
-        return look
+        is_over_optimised = self._is_over_optimised(Look(step, gold, figures))
+        return Look(step, gold, {**figures, "watch/over_optimised": float(is_over_optimised)})
 
     def _is_over_optimised(self, look: Look) -> bool:
         best = self._best
@@ -156,8 +164,7 @@ class GoldWatch:
         if hasattr(model, "disable_adapter"):
             with adapters_kept(model), model.disable_adapter():
                 return self._prompts.log_probs(model, answers)
-        reference: Any = load_causal(self._files.sft)
-        return self._prompts.log_probs(reference.to(model.device), answers)
+        return self._prompts.log_probs(on_device(load_causal(self._files.sft)), answers)
 
 
 @contextmanager

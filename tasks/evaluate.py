@@ -28,11 +28,9 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     reports = {name: paths.report(name) for name in ("sft", "reward", "probe")}
     reports |= {name: paths.report("policy", name) for name in params.policies}
     health = {name: _read_health(folder / "health.json", paths.root) for name, folder in reports.items()}
-    reward = paths.model("reward")
     files = EvaluationFiles(
         policies=policies,
-        # Without preferences the stage reward leaves a note instead of a model, and proxy rewards are null.
-        reward=reward if (reward / "config.json").exists() else None,
+        reward=paths.reward_model,  # without one proxy rewards are null
         judge=paths.model("judge"),
         prompts=paths.rows("prompts", "test"),
         preferences=paths.rows("preferences", "test"),

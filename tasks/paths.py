@@ -56,6 +56,12 @@ class Paths:
     def model(self, stage: str, name: str | None = None) -> Path:
         return self.root / "models" / stage / (name or "")
 
+    @property
+    def reward_model(self) -> Path | None:
+        """models/reward; None where the stage reward left a note instead, for want of preferences."""
+        folder = self.model("reward")
+        return folder if (folder / "config.json").exists() else None
+
     def embedder(self, name: str) -> Path | str:
         """The model whose embeddings are used: models/sft, a folder relative to the root, or a hub id."""
         folder = self.model("sft") if name == "sft" else self.root / name

@@ -47,10 +47,9 @@ def _watch(params: Params, paths: Paths, log: Log) -> Watch | None:
 
     if params.evaluate.watch is None:
         return None
-    reward = paths.model("reward")
     files = WatchFiles(
         sft=paths.model("sft"),
-        reward=reward if (reward / "config.json").exists() else None,
+        reward=paths.reward_model,
         judge=paths.model("judge"),
         prompts=paths.rows("prompts", "test"),
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf.data.formats import Row, read_rows, without_truth
 from rlhf.encoding import encode_prompt
 from rlhf.errors import UserError
+from rlhf.evaluation.comparison import Estimate, estimate_mean, estimate_share
 from rlhf.evaluation.generation import Completion, Decoding, generate
 from rlhf.evaluation.kl import completion_log_probs
 from rlhf.params import EvaluateParams
@@ -65,6 +66,19 @@ def read_prompts(path: Path, first: int, count: int) -> list[Row]:
 def gold_reward(params: EvaluateParams, judge: Path) -> Reward:
     """The reward that counts and that no policy has seen: a rule, or the judge."""
     return Reward(params.gold, answer_reward if params.gold == "answer" else RewardModel(judge, params.batch_size), 1.0)
+
+
+def estimate_gold(params: EvaluateParams, rewards: Sequence[float]) -> Estimate:
+    """The mean gold reward with its interval: of right or wrong answers, or of a judge's scores."""
+    return estimate_share(rewards) if params.gold == "answer" else estimate_mean(rewards)
+
+
+def describe_answers(answers: Sequence[Completion]) -> dict[str, float]:
+    """Tokens per answer, the end token included, and the share of answers that ended by themselves."""
+    return {
+        "mean_tokens": sum(len(answer.token_ids) for answer in answers) / len(answers),
+        "stop_rate": sum(answer.ended for answer in answers) / len(answers),
+    }
 
 
 def proxy_reward(params: EvaluateParams, reward: Path) -> Reward:

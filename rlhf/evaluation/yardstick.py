@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlhf.audit import FLIPPED
 from rlhf.data.formats import Row, read_rows
 from rlhf.encoding import encode_answer, encode_prompt
-from rlhf.evaluation.comparison import Estimate, compare, estimate_mean, estimate_share
+from rlhf.evaluation.comparison import Estimate, compare
 from rlhf.evaluation.generation import Completion
 from rlhf.evaluation.kl import completion_log_probs, kl_per_answer
-from rlhf.evaluation.prompts import HeldOutPrompts, gold_reward, proxy_reward, read_prompts
-from rlhf.models import load_causal, load_tokenizer, set_determinism
+from rlhf.evaluation.prompts import (
+    HeldOutPrompts,
+    describe_answers,
+    estimate_gold,
+    gold_reward,
+    proxy_reward,
+    read_prompts,
+)
+from rlhf.models import load_causal, load_tokenizer, on_device, set_determinism
 from rlhf.params import EvaluateParams
 from rlhf.scoring import Reward, check_same_tokenizer
 
@@ -78,19 +83,14 @@ def evaluate_policies(
     measured: dict[str, Measured] = {}
     for name, folder in files.policies.items():
         logger.info("measuring %s", name)
-        model = yardstick.reference if name == SFT else _load(folder)
+        model = yardstick.reference if name == SFT else on_device(load_causal(folder))
         measured[name] = _measure(yardstick, model, measured.get(SFT))
     return yardstick, measured
 
 
-def _load(folder: Path) -> Any:
-    model: Any = load_causal(folder)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _lay_out(params: EvaluateParams, files: EvaluationFiles, seed: int) -> Yardstick:
     rows = read_prompts(files.prompts, 0, params.prompts)
-    tokenizer, reference = load_tokenizer(files.policies[SFT]), _load(files.policies[SFT])
+    tokenizer, reference = load_tokenizer(files.policies[SFT]), on_device(load_causal(files.policies[SFT]))
     # As many pairs as prompts: a file of preferences may be much longer, and each pair is read four times.
     pairs = read_rows(files.preferences)[: params.prompts]
     return Yardstick(
@@ -116,7 +116,7 @@ def _measure(yardstick: Yardstick, model: Any, rival: Measured | None) -> Measur
     ours = theirs if model is yardstick.reference else yardstick.log_probs(model, answers)
     kl = {estimator: kl_per_answer(ours, theirs, estimator) for estimator in ESTIMATORS}
     wins = compare(gold, rival.gold if rival else gold)
-    interval = estimate_share(gold) if params.gold == "answer" else estimate_mean(gold)
+    interval = estimate_gold(params, gold)
     metrics: dict[str, float | str | None] = {
         "gold_reward": interval.mean,
         "gold_reward_low": interval.low,
@@ -129,8 +129,7 @@ def _measure(yardstick: Yardstick, model: Any, rival: Measured | None) -> Measur
         "kl_to_sft": _mean(kl[ESTIMATORS[0]]),
         "kl_estimator": ESTIMATORS[0],
         f"kl_to_sft_{ESTIMATORS[1]}": _mean(kl[ESTIMATORS[1]]),
-        "mean_tokens": _mean([len(answer.token_ids) for answer in answers]),
-        "stop_rate": _mean([answer.ended for answer in answers]),
+        **describe_answers(answers),
         "prompts": len(answers),
         **_measure_preferences(yardstick, model),
     }

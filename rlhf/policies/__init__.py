@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.checkpoints import Checkpoints, Part, training_key
+from rlhf.checkpoints import Checkpoints, Part, Parts, training_key
 from rlhf.curves import Log
 from rlhf.params import (
     CPOParams,
@@ -54,6 +54,27 @@ class Run:
         """What changes beside any training."""
         return {"watch": self.watch} if self.watch else {}
 
+    def resume(self, parts: Parts) -> bool:
+        """Put back what a stopped training had come to; false where there is nothing to go on from."""
+        state = self.checkpoints.resume() if self.checkpoints else None
+        if state:
+            parts.restore(state)
+        return bool(state)
+
+    def offer(self, step: int, parts: Parts) -> None:
+        """Write a checkpoint where one is due."""
+        if self.checkpoints:
+            self.checkpoints.offer(step, parts.state)
+
+    def look(self, model: Any, step: int, total: int | None) -> bool:
+        """Have the watch look; true where training shall end."""
+        return self.watch is not None and self.watch.look(model, step, total)
+
+    def roll_back(self, model: Any, step: int) -> None:
+        """Go back to the best state that the watch has seen."""
+        if self.watch:
+            self.watch.roll_back(model, step)
+
     @property
     def callbacks(self) -> list[TrainerCallback]:
         """Through which transformers' trainers let themselves be looked at."""
@@ -78,8 +99,8 @@ def train_policy(
     """
     run = Run(seed, log, checkpoints, watch)
     if checkpoints:
-        inputs = training_inputs(params, files)
-        checkpoints.open(training_key(params, seed, inputs, watch.key if watch else ""))
+        inputs: list[Path] = [*training_inputs(params, files), *(watch.inputs if watch else [])]
+        checkpoints.open(training_key(params, seed, list(dict.fromkeys(inputs)), watch.key if watch else ""))
     # Imported here: TRL takes seconds, and a run needs one algorithm.
     match params:
         case PPOParams():

@@ -17,7 +17,15 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf.examples import captured_inputs
-from rlhf.models import adapters_kept, fresh_head_expected, load_causal, lora_config, target_modules_named
+from rlhf.models import (
+    adapters_kept,
+    fresh_head_expected,
+    load_causal,
+    lora_config,
+    on_device,
+    target_modules_named,
+    trained_weights,
+)
 from rlhf.params import AdapterParams, PPOParams
 from rlhf.policies import PolicyFiles
 from rlhf.scoring import tokenizer_difference
@@ -93,10 +101,10 @@ class Models:
 
     def trained(self) -> dict[str, dict[str, nn.Parameter]]:
         """What is optimised, by name, of the policy and of the critic."""
-        policy = {name: value for name, value in self.policy.named_parameters() if value.requires_grad}
+        policy = trained_weights(self.policy)
         if self.critic is None:
             return {"policy": policy}
-        critic = {name: value for name, value in self.critic.named_parameters() if value.requires_grad}
+        critic = trained_weights(self.critic)
         if self._second_adapter:
             critic |= {name: policy.pop(name) for name in list(policy) if f".{CRITIC}." in name}
         return {"policy": policy, "critic": critic}
@@ -187,9 +195,8 @@ def load_models(params: PPOParams, files: PolicyFiles) -> Models:
         for model in (policy, critic):
             if model is not None and not isinstance(model, ValueHead):
                 recompute_layers(model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     models: list[Any] = [policy, critic, reference]
-    return Models(*(model if model is None else model.to(device).eval() for model in models))
+    return Models(*(model if model is None else on_device(model).eval() for model in models))
 
 
 def recompute_layers(model: Any) -> None:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedModel
 
-from rlhf.curves import CurveRecorder
 from rlhf.data.formats import training_rows
 from rlhf.models import (
     load_tokenizer,
-    lora_config,
     set_determinism,
-    target_modules_named,
-    trainer_settings,
     weight_settings,
 )
 from rlhf.params import GroupParams
 from rlhf.policies import PolicyFiles, Run, Settings
+from rlhf.policies.over_trl import train_over_trl
 from rlhf.policies.prompts import check_prompts
-from rlhf.policies.resuming import make_resumable
 from rlhf.scoring import Reward, build_rewards, mixed_reward
-from rlhf.training import CurveReporter, finished_policy
 
 
 @dataclass(frozen=True)
@@ -45,23 +38,19 @@ def train_on_groups(params: GroupParams, files: PolicyFiles, run: Run, method: G
     prompts = training_rows(files.prompts)
     check_prompts(prompts, tokenizer, params, AutoConfig.from_pretrained(files.sft))
     rows = [{key: value for key, value in row.items() if key != "id"} for row in prompts]
-    curves = CurveRecorder(run.log)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = trainer_settings(params, run.seed, Path(folder)) | group_settings(params)
-        build = target_modules_named(params.adapter)(method.trainer)
-        trainer = build(
+
+    def arguments(settings: Settings) -> dict[str, Any]:
+        settings = settings | group_settings(params) | {"reward_weights": [reward.weight for reward in rewards]}
+        return {
             # The path, not the model: with beta > 0 TRL loads the reference from where the policy came from.
-            model=str(files.sft),
-            reward_funcs=[reward_function(reward) for reward in rewards],
-            args=method.configuration(params, settings | {"reward_weights": [reward.weight for reward in rewards]}),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            peft_config=lora_config(params.adapter, "CAUSAL_LM"),
-            callbacks=[CurveReporter(curves), *run.callbacks],
-        )
-        make_resumable(trainer, run.checkpoints, curves=curves, **run.parts)
-        trainer.train()
-    return finished_policy(trainer.model, params, files.sft, tokenizer)
+            "model": str(files.sft),
+            "reward_funcs": [reward_function(reward) for reward in rewards],
+            "args": method.configuration(params, settings),
+            "train_dataset": Dataset.from_list(rows),
+            "processing_class": tokenizer,
+        }
+
+    return train_over_trl(params, files, run, method.trainer, arguments)
 
 
 def group_settings(params: GroupParams) -> Settings:

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from trl import DPOTrainer
 
@@ -21,7 +20,7 @@ from rlhf.curves import CurveRecorder, Log
 from rlhf.data.formats import Row, training_rows, with_ids, write_rows
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
-from rlhf.models import load_causal, load_tokenizer, save_model, set_determinism
+from rlhf.models import load_causal, load_tokenizer, on_device, save_model, set_determinism
 from rlhf.params import DPOLossParams, DPOParams, IterativeDPOParams, TrainingParams
 from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.dpo import configuration
@@ -44,15 +43,13 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
     tokenizer = load_tokenizer(files.sft)
     prompts = training_rows(files.prompts)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
-    state = Rounds(_on_device(load_causal(files.sft)))
+    state = Rounds(on_device(load_causal(files.sft)))
     check_prompts(prompts, tokenizer, params, state.policy.config)
     curves = CurveRecorder(run.log)
     series = Series(curves)
     parts = Parts(rounds=state, series=series, curves=curves, **run.parts)
-    if run.checkpoints and (saved := run.checkpoints.resume()):
-        parts.restore(saved)
-    elif run.watch:
-        run.watch.look(state.policy, 0, None)
+    if not run.resume(parts):
+        run.look(state.policy, 0, None)
     batches = prompt_batches(prompts, params.prompts_per_round * params.group_size, params.group_size, run.seed)
     for number, rows in islice(enumerate(batches, 1), state.done, params.rounds):
         set_determinism(run.seed + number)
@@ -65,17 +62,11 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
         state.policy = learn(params, files, state.policy, pairs, Run(run.seed + number, series, None, None))
         state.done = number
         series.close_round()
-        if run.watch and run.watch.look(state.policy, series.steps, None):
+        if run.look(state.policy, series.steps, None):
             break
-        if run.checkpoints:
-            run.checkpoints.offer(number, parts.state)
-    if run.watch:
-        run.watch.roll_back(state.policy, series.steps)
+        run.offer(number, parts)
+    run.roll_back(state.policy, series.steps)
     return state.policy
-
-
-def _on_device(policy: Any) -> Any:
-    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def learn(params: IterativeDPOParams, files: PolicyFiles, policy: Any, pairs: list[Row], run: Run) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +10,19 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from rlhf.curves import CurveRecorder, Log
+from rlhf.curves import Log
 from rlhf.data.formats import Row, training_rows
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
 from rlhf.models import (
     load_causal,
     load_tokenizer,
-    lora_config,
     set_determinism,
-    target_modules_named,
-    trainer_settings,
 )
 from rlhf.params import PairParams
 from rlhf.policies import PolicyFiles, Run, Settings
-from rlhf.policies.resuming import make_resumable
+from rlhf.policies.over_trl import train_over_trl
 from rlhf.scoring import RewardModel
-from rlhf.training import CurveReporter, finished_policy
 
 ENDS = 2
 """The begin and the end token that the trainers of ORPO and CPO may add to a checked pair."""
@@ -53,22 +48,17 @@ def train_on_pairs(params: PairParams, files: PolicyFiles, run: Run, method: Pai
     pairs = training_rows(files.preferences)
     check_pairs(pairs, tokenizer, params)
     pairs = settle_contradictions(pairs, params, files, run.log)
-    curves = CurveRecorder(run.log)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = trainer_settings(params, run.seed, Path(folder)) | {"num_train_epochs": params.epochs}
-        build = target_modules_named(params.adapter)(method.trainer)
-        trainer = build(
-            model=load_causal(files.sft, params),
-            args=method.configuration(params, settings),
-            train_dataset=Dataset.from_list(method.rows(pairs, run.seed)),
-            processing_class=tokenizer,
-            peft_config=lora_config(params.adapter, "CAUSAL_LM"),
-            callbacks=[CurveReporter(curves), *run.callbacks],
+
+    def arguments(settings: Settings) -> dict[str, Any]:
+        return {
+            "model": load_causal(files.sft, params),
+            "args": method.configuration(params, settings | {"num_train_epochs": params.epochs}),
+            "train_dataset": Dataset.from_list(method.rows(pairs, run.seed)),
+            "processing_class": tokenizer,
             **(_reference(params, files.sft) if method.has_reference else {}),
-        )
-        make_resumable(trainer, run.checkpoints, curves=curves, **run.parts)
-        trainer.train()
-    return finished_policy(trainer.model, params, files.sft, tokenizer)
+        }
+
+    return train_over_trl(params, files, run, method.trainer, arguments)
 
 
 def _reference(params: PairParams, sft: Path) -> dict[str, Any]:

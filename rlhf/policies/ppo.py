@@ -7,14 +7,13 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rlhf.checkpoints import Parts
 from rlhf.curves import CurveRecorder
 from rlhf.data.formats import Row, training_rows
-from rlhf.models import load_tokenizer, set_determinism
+from rlhf.models import load_tokenizer, put_back, set_determinism
 from rlhf.params import PPOParams
 from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.actors import Models, load_models
@@ -43,16 +42,14 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
     training = Training(models, Optimiser(params, models), Adaptive(params.beta))
     curves = CurveRecorder(run.log)
     parts = Parts(training=training, curves=curves, **run.parts)
-    if run.checkpoints and (state := run.checkpoints.resume()):
-        parts.restore(state)
+    run.resume(parts)
 
     def answer(rows: list[Row]) -> Judged:
         rollout = roll_out(params, models, tokenizer, rows)
         return rollout, *judge(rollout, tokenizer, rewards)
 
     batches = prompt_batches(prompts, params.batch_size, params.group_size, run.seed)
-    if run.watch:
-        run.watch.look(models.policy, training.steps, params.steps)
+    run.look(models.policy, training.steps, params.steps)
     remaining = islice(enumerate(batches, 1), training.steps, params.steps)
     for step, rows in tqdm(remaining, desc="ppo", unit="rollout", initial=training.steps, total=params.steps):
         rollout, raw, figures = answer(rows)
@@ -66,12 +63,10 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
         figures |= training.adaptive.follow(params, figures["objective/kl"])
         training.steps = step
         curves(figures, step)
-        if run.watch and run.watch.look(models.policy, step, params.steps):
+        if run.look(models.policy, step, params.steps):
             break
-        if run.checkpoints:
-            run.checkpoints.offer(step, parts.state)
-    if run.watch:
-        run.watch.roll_back(models.policy, training.steps)
+        run.offer(step, parts)
+    run.roll_back(models.policy, training.steps)
     return finished_policy(models.policy, params, files.sft, tokenizer)
 
 
@@ -98,10 +93,8 @@ class Training:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
-        with torch.no_grad():
-            for part, weights in self.models.trained().items():
-                for name, value in weights.items():
-                    value.copy_(state["weights"][part][name])
+        for part, weights in self.models.trained().items():
+            put_back(weights, state["weights"][part])
         self.optimiser.adam.load_state_dict(state["adam"])
         self.optimiser.schedule.load_state_dict(state["schedule"])
         self.adaptive = Adaptive(**state["adaptive"])

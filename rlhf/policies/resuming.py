@@ -10,6 +10,7 @@ from accelerate.utils import send_to_device
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.checkpoints import Checkpoints, Part, Parts
+from rlhf.models import put_back, trained_weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class TrainerPart:
         trainer = self._trainer
         return {
             "tokens": trainer.state.num_input_tokens_seen,
-            "weights": {name: value.detach() for name, value in self._weights().items()},
+            "weights": {name: value.detach() for name, value in trained_weights(trainer.model).items()},
             "moments": trainer.optimizer.state_dict(),
             "schedule": trainer.lr_scheduler.state_dict(),
             "memory": {name: _plain(getattr(trainer, name)) for name in MEMORY if hasattr(trainer, name)},
@@ -60,9 +61,7 @@ class TrainerPart:
     def restore(self, state: dict[str, Any]) -> None:
         trainer = self._trainer
         trainer.state.num_input_tokens_seen = state["tokens"]
-        with torch.no_grad():
-            for name, value in self._weights().items():
-                value.copy_(state["weights"][name])
+        put_back(trained_weights(trainer.model), state["weights"])
         trainer.optimizer.load_state_dict(state["moments"])
         trainer.lr_scheduler.load_state_dict(state["schedule"])
         memory: Any = send_to_device(state["memory"], trainer.args.device)
@@ -72,9 +71,6 @@ class TrainerPart:
                     getattr(trainer, name)[mode].update(figures)
             else:
                 setattr(trainer, name, value)
-
-    def _weights(self) -> dict[str, torch.nn.Parameter]:
-        return {name: value for name, value in self._trainer.model.named_parameters() if value.requires_grad}
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,7 +15,12 @@ class Watch(Part, Protocol):
 
     @property
     def key(self) -> str:
-        """What it looks with: the same for the same settings, models and prompts."""
+        """How it looks: the same for the same settings."""
+        ...
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders that it reads."""
         ...
 
     def look(self, model: Any, step: int, total: int | None) -> bool:

@@ -1,6 +1,6 @@
 """TRL's last PPOTrainer (1.12.0, `trl.experimental.ppo`) on a job of benchmarks/ppo.py, in an environment of its own.
 
-    PEER/bin/python benchmarks/peers/trl_ppo.py JOB.json
+    PEER/bin/python benchmarks/trl_ppo.py JOB.json
 
 Needs torch, trl==1.12.0 and transformers only. Writes `result.json` and the policy's snapshots beside the job.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer  # pyright: ignore[reportMissingImports]
 
+from ppo_measures import Measures
+
 
 class Watch(TrainerCallback):
     """Times every rollout with its updates, keeps the figures, and saves the policy where it is asked for."""
@@ -32,23 +33,19 @@ class Watch(TrainerCallback):
     def __init__(self, job: dict[str, Any], folder: Path) -> None:
         self.job = job
         self.folder = folder
-        self.seconds: list[float] = []
-        self.processor_seconds: list[float] = []
-        self.rows: list[dict[str, float]] = []
-        self.started = self.processor_started = 0.0
+        self.measures = Measures()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.started, self.processor_started = time.perf_counter(), time.process_time()
+        self.measures.start()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        self.rows.append(logs)
+        self.measures.rows.append(logs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
-        self.processor_seconds.append(time.process_time() - self.processor_started)
+        self.measures.stop()
         if self.job["snapshot_every"] and state.global_step % self.job["snapshot_every"] == 0:
             model.policy.save_pretrained(self.folder / f"step-{state.global_step:06}")
-        self.started, self.processor_started = time.perf_counter(), time.process_time()
+        self.measures.start()
 
 
 def configure(job: dict[str, Any], folder: Path) -> PPOConfig:
@@ -92,12 +89,6 @@ def configure(job: dict[str, Any], folder: Path) -> PPOConfig:
     )
 
 
-def peak_mib() -> float:
-    """The process's own peak of resident memory; `getrusage` would count the parent's too, from before the exec."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
 def main() -> None:
     """Train, and write what was measured."""
     path = Path(sys.argv[1])
@@ -120,13 +111,7 @@ def main() -> None:
         callbacks=[watch],
     )
     trainer.train()
-    result = {
-        "seconds": watch.seconds,
-        "processor_seconds": watch.processor_seconds,
-        "peak_mib": peak_mib(),
-        "curves": watch.rows,
-    }
-    (folder / "result.json").write_text(json.dumps(result))
+    watch.measures.write(folder)
 
 
 if __name__ == "__main__":

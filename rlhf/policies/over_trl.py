@@ -1,0 +1,42 @@
+"""The frame of every training by one of TRL's trainers: settings, adapter, curves, watch, checkpoints."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from rlhf.curves import CurveRecorder
+from rlhf.models import lora_config, target_modules_named, trainer_settings
+from rlhf.params import TrainingParams
+from rlhf.policies import PolicyFiles, Run, Settings
+from rlhf.policies.resuming import make_resumable
+from rlhf.training import CurveReporter, finished_policy
+
+
+def train_over_trl(
+    params: TrainingParams,
+    files: PolicyFiles,
+    run: Run,
+    trainer: Callable[..., Any],
+    arguments: Callable[[Settings], dict[str, Any]],
+) -> PreTrainedModel:
+    """The policy after one of TRL's trainers; `arguments` makes of the common settings what it takes besides.
+
+    Raises UserError where the adapter names modules that the model lacks.
+    """
+    curves = CurveRecorder(run.log)
+    with tempfile.TemporaryDirectory() as folder:
+        made = arguments(trainer_settings(params, run.seed, Path(folder)))
+        build = target_modules_named(params.adapter)(trainer)
+        built = build(
+            **made,
+            peft_config=lora_config(params.adapter, "CAUSAL_LM"),
+            callbacks=[CurveReporter(curves), *run.callbacks],
+        )
+        make_resumable(built, run.checkpoints, curves=curves, **run.parts)
+        built.train()
+    return finished_policy(built.model, params, files.sft, made["processing_class"])
