@@ -140,7 +140,7 @@ def _read_pairs(file: Path) -> list[Row]:
     from rlhf.params import FileSource
 
     source = FileSource(kind="file", path=str(file), shape="canonical", columns={}, test_share=0.0, limit=None)
-    return load_source(source, "preferences", Path())
+    return list(load_source(source, "preferences", Path()))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.formats import Row, training_rows, write_rows
+from rlhf.data.formats import SPLITS, Row, training_rows, write_rows
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
 from rlhf.models import load_fresh_scorer, load_tokenizer, on_device
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 ANSWERS: dict[str, tuple[str, ...]] = {"preferences": ("chosen", "rejected"), "ratings": ("completion",)}
 """The columns of each kind that hold answers."""
-SPLITS = ("train", "test")
 _VECTORS = "answers.npy"
 
 

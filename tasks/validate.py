@@ -9,8 +9,16 @@ from pathlib import Path
 
 from rlhf.curves import Log, write_json
 from rlhf.data.expectations import open_context, save_data_docs
-from rlhf.data.formats import write_rows
-from rlhf.data.quarantine import SPLITS, Outcome, Yardstick, find_shared_prompts, read_prepared, sift_rows
+from rlhf.data.formats import SPLITS, write_rows
+from rlhf.data.quarantine import (
+    Outcome,
+    Yardstick,
+    find_shared_prompts,
+    kept_rows,
+    quarantined_rows,
+    read_prepared,
+    sift_rows,
+)
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
 from rlhf.params import Params
@@ -34,19 +42,21 @@ def run(params: Params, paths: Paths, _log: Log) -> None:
         outcomes = {kind: sift_rows(prepared[kind], kind, yardstick) for kind in present}
         save_data_docs(Path(folder), paths.report("validate"))
     for kind in KINDS:
-        write_rows(paths.quarantine / f"{kind}.jsonl", outcomes[kind].quarantined if kind in outcomes else [])
+        broken = quarantined_rows(prepared[kind], outcomes[kind]) if kind in outcomes else []
+        write_rows(paths.quarantine / f"{kind}.jsonl", broken)
     problems = [problem for outcome in outcomes.values() for problem in outcome.problems]
     write_json(paths.metrics("validate"), _metrics(outcomes, problems))
     if problems:
         raise UserError("\n".join(problems))
     for kind in KINDS:
         for split in SPLITS:
-            write_rows(paths.rows(kind, split), outcomes[kind].kept[split] if kind in outcomes else [])
+            sound = kept_rows(prepared[kind], outcomes[kind], split) if kind in outcomes else []
+            write_rows(paths.rows(kind, split), sound)
 
 
 def _metrics(outcomes: dict[str, Outcome], problems: list[str]) -> dict[str, object]:
     warnings = [f"{kind}: {name}" for kind, outcome in outcomes.items() for name in outcome.metrics["warnings"]]
-    warnings += find_shared_prompts({kind: outcome.kept for kind, outcome in outcomes.items()})
+    warnings += find_shared_prompts({kind: outcome.prompts for kind, outcome in outcomes.items()})
     for warning in warnings:
         logger.warning("%s", warning)
     figures = {kind: outcome.metrics for kind, outcome in outcomes.items()}

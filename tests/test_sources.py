@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.data.formats import Row, row_id, with_ids, write_rows
-from rlhf.data.sources import load_source
+from rlhf.data import sources
+from rlhf.data.formats import Row, read_rows, row_id, with_ids, write_rows
 from rlhf.data.splits import prepare_source, split_by_prompt
 from rlhf.errors import UserError
 from rlhf.params import FileSource, HubSource
@@ -33,6 +34,10 @@ ROWS: list[Row] = [
 def source(path: str, **changes: Any) -> FileSource:
     values = {"kind": "file", "path": path, "shape": "canonical", "columns": {}, "test_share": 0.2, "limit": None}
     return FileSource(**values | changes)
+
+
+def load_source(*arguments: Any) -> list[Row]:
+    return list(sources.load_source(*arguments))
 
 
 def as_json_lines(rows: list[Row]) -> bytes:
@@ -358,6 +363,21 @@ def test_argument_shapes_need_both_files(debate: Path) -> None:
 # splits -------------------------------------------------------------------------------------------
 
 
+def split_rows(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    with tempfile.TemporaryDirectory() as folder:
+        counts = split_by_prompt(rows, "prompts", share, seed, Path(folder))
+        train, test = (read_rows(Path(folder) / f"{split}.jsonl") for split in ("train", "test"))
+    assert counts == {"train": len(train), "test": len(test)}
+    return train, test
+
+
+def prepared(wanted: FileSource, kind: Any, root: Path, seed: int) -> tuple[list[Row], list[Row]]:
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_source(wanted, kind, root, seed, Path(folder))
+        train, test = (read_rows(Path(folder) / f"{split}.jsonl") for split in ("train", "test"))
+    return train, test
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     prompts=st.lists(
@@ -371,12 +391,12 @@ def test_a_prompt_is_never_on_both_sides(prompts: list[Any], share: float, seed:
     keys = {json.dumps(prompt) for prompt in prompts}
     if len(keys) < 2 and 0 < share < 1:
         return
-    train, test = split_by_prompt(rows, share, seed)
+    train, test = split_rows(rows, share, seed)
     assert sorted(row["number"] for row in train + test) == list(range(len(rows)))
     assert not {json.dumps(row["prompt"]) for row in train} & {json.dumps(row["prompt"]) for row in test}
     assert (len(test) > 0) == (share > 0)
     assert (len(train) > 0) == (share < 1)
-    assert (train, test) == split_by_prompt(rows, share, seed)
+    assert (train, test) == split_rows(rows, share, seed)
 
 
 def test_a_prompt_has_one_side_in_every_kind(tmp_path: Path) -> None:
@@ -386,12 +406,12 @@ def test_a_prompt_has_one_side_in_every_kind(tmp_path: Path) -> None:
         tmp_path / "prompts.jsonl",
         as_json_lines([{"prompt": row["prompt"], "answer": 1} for row in reversed(rows[:150])]),
     )
-    train, test = prepare_source(source("sft.jsonl"), "sft", tmp_path, 3)
+    train, test = prepared(source("sft.jsonl"), "sft", tmp_path, 3)
     assert 20 <= len(test) <= 60
-    prompts_train, prompts_test = prepare_source(source("prompts.jsonl"), "prompts", tmp_path, 3)
+    prompts_train, prompts_test = prepared(source("prompts.jsonl"), "prompts", tmp_path, 3)
     assert {row["prompt"] for row in prompts_test} <= {row["prompt"] for row in test}
     assert {row["prompt"] for row in prompts_train} <= {row["prompt"] for row in train}
-    assert [row["prompt"] for row in prepare_source(source("sft.jsonl"), "sft", tmp_path, 4)[1]] != [
+    assert [row["prompt"] for row in prepared(source("sft.jsonl"), "sft", tmp_path, 4)[1]] != [
         row["prompt"] for row in test
     ]
 
@@ -401,5 +421,5 @@ def test_a_single_prompt_cannot_be_shared(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"prepare.data.sft: all 3 rows have the same prompt, so test_share 0.2 cannot hold any out"
     ):
-        prepare_source(source("a.jsonl"), "sft", tmp_path, 0)
-    assert len(prepare_source(source("a.jsonl", test_share=0.0), "sft", tmp_path, 0)[0]) == 3
+        prepared(source("a.jsonl"), "sft", tmp_path, 0)
+    assert len(prepared(source("a.jsonl", test_share=0.0), "sft", tmp_path, 0)[0]) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from rlhf.curves import no_log
 from rlhf.data.expectations import open_context
 from rlhf.data.formats import Row, read_rows, with_ids, write_rows
-from rlhf.data.quarantine import Outcome, Yardstick, find_shared_prompts, read_prepared, sift_rows
+from rlhf.data.quarantine import Outcome, Yardstick, quarantined_rows, read_prepared, sift_rows
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
 from rlhf.params import DataParams, Params, PrepareParams, RewardParams, ValidateParams, WorldSource
@@ -97,12 +98,20 @@ def check(paths: Paths, preferences: bool = True, **changes: Any) -> dict[str, A
     return json.loads(paths.metrics("validate").read_text(encoding="utf-8"))
 
 
-def sift(paths: Paths, kind: str, scale: tuple[float, float] | None = None, **changes: Any) -> Outcome:
+@dataclass(frozen=True)
+class Sifted(Outcome):
+    quarantined: list[Row]
+
+
+def sift(paths: Paths, kind: str, scale: tuple[float, float] | None = None, **changes: Any) -> Sifted:
     """Judge one kind alone, which is faster than the stage."""
     with tempfile.TemporaryDirectory() as folder:
         context = open_context(Path(folder))
         yardstick = Yardstick(limits(**changes), load_tokenizer(paths.model("base")), 12, context, scale)
-        return sift_rows(read_prepared(paths.prepared / kind, paths.root), kind, yardstick)
+        rows = read_prepared(paths.prepared / kind, paths.root)
+        outcome = sift_rows(rows, kind, yardstick)
+        broken = list(quarantined_rows(rows, outcome))
+    return Sifted(outcome.reasons, outcome.prompts, outcome.metrics, outcome.problems, broken)
 
 
 def reasons(paths: Paths, kind: str) -> list[str]:
@@ -309,10 +318,9 @@ def test_one_answer_to_every_prompt_warns(workspace: Paths) -> None:
 
 
 def test_evaluation_prompts_in_training_warn(workspace: Paths) -> None:
-    rows = {kind: read_prepared(workspace.prepared / kind, workspace.root) for kind in ("sft", "prompts")}
-    assert find_shared_prompts(rows) == []
-    rows["sft"]["train"].append(sound("sft", 20))
-    assert find_shared_prompts(rows) == ["sft: 1 of 4 evaluation prompts also stand in its training rows"]
+    assert check(workspace)["warnings"] == []
+    put(workspace, "sft", [sound("sft", number) for number in range(12)] + [sound("sft", 21)], [sound("sft", 30)])
+    assert check(workspace)["warnings"] == ["sft: 1 of 4 evaluation prompts also stand in its training rows"]
 
 
 def test_too_many_broken_rows_stop_and_nothing_is_lost(workspace: Paths) -> None:

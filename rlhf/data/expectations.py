@@ -131,7 +131,7 @@ def build_expectations(
     `context_length` is the base model's, in tokens, where it has one; `scale` is that of ratings, where there is one.
     """
     text_columns = REQUIRED[kind]
-    expectations = _schema(("row", "id", "split", *text_columns))
+    expectations = _schema(("row", "id", "split", *(f"{column}_characters" for column in text_columns)))
     for column in text_columns:
         expectations += _text_column(
             column, limits.max_prompt_tokens if column == "prompt" else limits.max_completion_tokens
@@ -169,11 +169,11 @@ def _text_column(column: str, max_tokens: int) -> list[Any]:
     from great_expectations import expectations as gxe
 
     return [
-        gxe.ExpectColumnValuesToNotBeNull(column=column, meta=_row(f"{column}_missing")),
+        gxe.ExpectColumnValuesToNotBeNull(column=f"{column}_characters", meta=_row(f"{column}_missing")),
         gxe.ExpectColumnValuesToBeInSet(
             column=f"{column}_form", value_set=["text", "messages"], meta=_row(f"{column}_not_text")
         ),
-        gxe.ExpectColumnValueLengthsToBeBetween(column=column, min_value=1, meta=_row(f"{column}_empty")),
+        gxe.ExpectColumnValuesToBeBetween(column=f"{column}_characters", min_value=1, meta=_row(f"{column}_empty")),
         _is_true(f"{column}_turns", f"{column}_turns"),
         gxe.ExpectColumnValuesToBeBetween(
             column=f"{column}_tokens", max_value=max_tokens, meta=_row(f"{column}_too_long")
@@ -192,13 +192,7 @@ def _whole_row(kind: str, context_length: int | None) -> list[Any]:
             )
         )
     if kind == "preferences":
-        checks.append(
-            gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord(
-                column_list=["chosen", "rejected"],
-                ignore_row_if="any_value_is_missing",
-                meta=_row("chosen_equals_rejected"),
-            )
-        )
+        checks.append(_is_true("answers_differ", "chosen_equals_rejected"))
     return [*checks, _is_true("numbers_fit", "not_a_number")]
 
 
