@@ -47,7 +47,9 @@ def main() -> None:
         folder = options.folder / str(rows)
         megabytes = write_pairs(folder / "pairs.jsonl", rows)
         command = [sys.executable, __file__, "--folder", str(folder), "--measure"]
-        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+        found = json.loads(
+            subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+        )
         speed = rows / (found["prepare"] + found["validate"])
         figures = f"{found['prepare']:.1f} | {found['validate']:.1f} | {speed:,.0f} | {found['peak_mib']:.0f}"
         print(f"| {rows:,} | {megabytes:.0f} | {figures} |", flush=True)

@@ -38,9 +38,9 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One kind judged: why rows are broken, by place; keys of the kept prompts by split; figures; what stops us."""
+    """One kind judged. By split: why rows are broken, by their number, and the keys of the kept prompts."""
 
-    reasons: Mapping[int, str]
+    reasons: Mapping[str, Mapping[int, str]]
     prompts: Mapping[str, np.ndarray]
     metrics: dict[str, Any]
     problems: list[str]
@@ -81,21 +81,24 @@ def sift_rows(rows: Mapping[str, Iterable[Row]], kind: str, yardstick: Yardstick
     problems = _problems(kind, metrics, as_read, table, yardstick.limits)
     if not problems:
         problems = [f"{kind}: the rows kept fail the expectation {name}; see reports/validate" for name in final.failed]
-    return Outcome(as_read.reasons, prompts, metrics | {"success": not problems}, problems)
+    first = {split: int((table["split"] == split).to_numpy().argmax()) if len(table) else 0 for split in SPLITS}
+    reasons: dict[str, dict[int, str]] = {split: {} for split in SPLITS}
+    for place, split in zip(as_read.reasons, table["split"].iloc[list(as_read.reasons)], strict=True):
+        reasons[split][place - first[split]] = as_read.reasons[place]
+    return Outcome(reasons, prompts, metrics | {"success": not problems}, problems)
 
 
 def quarantined_rows(rows: Mapping[str, Iterable[Row]], outcome: Outcome) -> Iterator[Row]:
     """The broken rows in the order read, each with `reason` and `split`."""
-    listed = ((split, row) for split, members in rows.items() for row in members)
-    for place, (split, row) in enumerate(listed):
-        if place in outcome.reasons:
-            yield _label(row, str(row.get("id") or row_id(row)), split, outcome.reasons[place])
+    for split, members in rows.items():
+        for number, row in enumerate(members):
+            if number in outcome.reasons[split]:
+                yield _label(row, str(row.get("id") or row_id(row)), split, outcome.reasons[split][number])
 
 
 def kept_rows(rows: Mapping[str, Iterable[Row]], outcome: Outcome, split: str) -> Iterator[Row]:
     """The sound rows of a split, unchanged and in order."""
-    listed = ((of, row) for of, members in rows.items() for row in members)
-    return (row for place, (of, row) in enumerate(listed) if of == split and place not in outcome.reasons)
+    return (row for number, row in enumerate(rows[split]) if number not in outcome.reasons[split])
 
 
 def _label(row: Row, identity: str, split: str, reason: str) -> Row:
