@@ -8,6 +8,7 @@ from rlhf.checkpoints import Checkpoints
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.errors import UserError
 from rlhf.health import write_health
+from rlhf.ledger import Ledger
 from rlhf.params import Params
 from rlhf.policies import PolicyFiles, train_policy
 from tasks.paths import Paths
@@ -34,11 +35,14 @@ def run(params: Params, paths: Paths, log: Log, name: str) -> None:
     curves = CurveRecorder(log)
     watch = _watch(params, paths, curves)
     checkpoints = Checkpoints(paths.checkpoints("policy", name), **CHECKPOINTS)
-    model = train_policy(params.policies[name], files, params.seed, curves, checkpoints, watch)
+    ledger = Ledger(params.ledger)
+    model = train_policy(params.policies[name], files, params.seed, curves, checkpoints, watch, ledger)
     save_model(model, load_tokenizer(files.sft), paths.model("policy", name))
     curves.write(paths.report("policy", name) / "curves.csv")
     health = write_health(paths.report("policy", name), params.policies[name].algorithm, curves.rows)
-    write_json(paths.metrics("policy", name), {**curves.rows[max(curves.rows)], "health": health})
+    accounts = ledger.write(paths.report("policy", name))
+    figures = {**curves.rows[max(curves.rows)], "ledger": accounts, "health": health}
+    write_json(paths.metrics("policy", name), figures)
     checkpoints.clear()
 
 

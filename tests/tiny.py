@@ -43,6 +43,8 @@ def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
         _shrink(world, _WORLD)
         _shrink(world["pretraining"], _PRETRAINING)
     params["validate"] |= _GATES
+    params["ledger"]["max_lost_share"] = 1.0
+    params["sft"]["min_stop_rate"] = 0.0
     for section in (params["sft"], params["embed"], params["reward"], *params["policies"].values()):
         _shrink(section, _TRAINING)
     _shrink(params["evaluate"], _EVALUATE)

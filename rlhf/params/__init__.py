@@ -46,6 +46,7 @@ from rlhf.params.probe import Limits, ProbeParams, ShareLimits
 from rlhf.params.training import (
     AdapterParams,
     EmbedParams,
+    LedgerParams,
     RatingParams,
     RewardParams,
     SFTParams,
@@ -70,6 +71,7 @@ __all__ = [
     "HubSource",
     "KTOParams",
     "LanguageReward",
+    "LedgerParams",
     "LengthReward",
     "Limits",
     "NoiseParams",
@@ -145,6 +147,7 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     prepare: PrepareParams
     validate_: ValidateParams = Field(alias="validate")
+    ledger: LedgerParams
     sft: SFTParams
     embed: EmbedParams
     reward: RewardParams

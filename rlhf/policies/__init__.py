@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.checkpoints import Checkpoints, Part, Parts, training_key
 from rlhf.curves import Log
+from rlhf.ledger import Ledger
 from rlhf.params import (
     CPOParams,
     DPOParams,
     GRPOParams,
     IterativeDPOParams,
     KTOParams,
+    LedgerParams,
     ORPOParams,
     PairParams,
     PolicyParams,
@@ -42,12 +44,16 @@ class PolicyFiles:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its seed, who hears its figures, where it goes on from when stopped, who looks at the policy."""
+    """One training: its seed, who hears its figures, where it goes on from when stopped, who looks at the policy.
+
+    `ledger` accounts for the rows; by default it refuses any that is too long.
+    """
 
     seed: int
     log: Log
-    checkpoints: Checkpoints | None
-    watch: Watch | None
+    checkpoints: Checkpoints | None = None
+    watch: Watch | None = None
+    ledger: Ledger = field(default_factory=lambda: Ledger(LedgerParams(on_too_long="raise", max_lost_share=1.0)))
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -90,17 +96,19 @@ def train_policy(
     log: Log,
     checkpoints: Checkpoints | None = None,
     watch: Watch | None = None,
+    ledger: Ledger | None = None,
 ) -> Any:
     """Train by the algorithm that `params` names; returns the model, adapters merged, in evaluation mode.
 
     The model on disk in `files.sft` is the reference and stays as it is. A training that was stopped goes on from
     `checkpoints`, to the same bytes and curves as one that was not. `watch` looks at the policy as it trains, and which
-    of its states is returned is up to it.
+    of its states is returned is up to it. `ledger` decides on rows that are too long; without one they are refused.
     """
-    run = Run(seed, log, checkpoints, watch)
+    run = Run(seed, log, checkpoints, watch, **({"ledger": ledger} if ledger else {}))
     if checkpoints:
         inputs: list[Path] = [*training_inputs(params, files), *(watch.inputs if watch else [])]
-        checkpoints.open(training_key(params, seed, list(dict.fromkeys(inputs)), watch.key if watch else ""))
+        other = f"{watch.key if watch else ''} {run.ledger.settings.model_dump_json()}"
+        checkpoints.open(training_key(params, seed, list(dict.fromkeys(inputs)), other))
     # Imported here: TRL takes seconds, and a run needs one algorithm.
     match params:
         case PPOParams():

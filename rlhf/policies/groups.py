@@ -9,7 +9,6 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedModel
 
-from rlhf.data.formats import training_rows
 from rlhf.models import (
     load_tokenizer,
     set_determinism,
@@ -18,7 +17,7 @@ from rlhf.models import (
 from rlhf.params import GroupParams
 from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.over_trl import train_over_trl
-from rlhf.policies.prompts import check_prompts
+from rlhf.policies.prompts import read_prompts
 from rlhf.scoring import Reward, build_rewards, mixed_reward
 
 
@@ -35,8 +34,7 @@ def train_on_groups(params: GroupParams, files: PolicyFiles, run: Run, method: G
     set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
-    prompts = training_rows(files.prompts)
-    check_prompts(prompts, tokenizer, params, AutoConfig.from_pretrained(files.sft))
+    prompts = read_prompts(files.prompts, tokenizer, params, AutoConfig.from_pretrained(files.sft), run.ledger)
     rows = [{key: value for key, value in row.items() if key != "id"} for row in prompts]
 
     def arguments(settings: Settings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from trl import DPOTrainer
 
 from rlhf.checkpoints import Parts
 from rlhf.curves import CurveRecorder, Log
-from rlhf.data.formats import Row, training_rows, with_ids, write_rows
+from rlhf.data.formats import Row, with_ids, write_rows
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer, on_device, save_model, set_determinism
@@ -26,7 +26,7 @@ from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.dpo import configuration
 from rlhf.policies.objectives import EQUAL
 from rlhf.policies.pairs import PairMethod, pair_rows, train_on_pairs
-from rlhf.policies.prompts import check_prompts, context_length
+from rlhf.policies.prompts import context_length, read_prompts
 from rlhf.policies.rollout import prompt_batches, read_answers, sample, score_answers
 from rlhf.scoring import Reward, build_rewards
 
@@ -41,10 +41,9 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
     Raises UserError where a prompt leaves no room for an answer, a reward fails, or the first round finds no pair.
     """
     tokenizer = load_tokenizer(files.sft)
-    prompts = training_rows(files.prompts)
     rewards = build_rewards(params.rewards, files.reward, params.batch_size)
     state = Rounds(on_device(load_causal(files.sft)))
-    check_prompts(prompts, tokenizer, params, state.policy.config)
+    prompts = read_prompts(files.prompts, tokenizer, params, state.policy.config, run.ledger)
     curves = CurveRecorder(run.log)
     series = Series(curves)
     parts = Parts(rounds=state, series=series, curves=curves, **run.parts)
@@ -59,7 +58,7 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
         if not pairs:
             _refuse_or_warn(number)
             break
-        state.policy = learn(params, files, state.policy, pairs, Run(run.seed + number, series, None, None))
+        state.policy = learn(params, files, state.policy, pairs, Run(run.seed + number, series))
         state.done = number
         series.close_round()
         if run.look(state.policy, series.steps, None):
