@@ -38,7 +38,7 @@ def load_source(source: FileSource | HubSource, kind: Kind, root: Path) -> list[
     records = _load_hub(source) if isinstance(source, HubSource) else read_file(root / source.path, shown)
     rows = _rename(records.rows, source.columns, shown, kind)
     _refuse_repeated_ids(rows, records, shown)
-    rows = SHAPES[source.shape](rows, path, shown)
+    rows = list(SHAPES[source.shape](rows, path, shown))
     _require_columns(rows, REQUIRED[kind] + REQUIRED_NUMBERS.get(kind, ()), shown, kind)
     return with_ids(_keep_source_id(row) for row in _spread(rows, source.limit))
 

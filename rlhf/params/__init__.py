@@ -13,10 +13,12 @@ from rlhf.params.data import (
     NoiseParams,
     PrepareParams,
     PretrainingParams,
+    ShapeName,
     Source,
     ValidateParams,
     WorldParams,
     WorldSource,
+    kind_of_shape,
 )
 from rlhf.params.fields import (
     Key,
@@ -89,6 +91,7 @@ __all__ = [
     "SFTParams",
     "SamplingParams",
     "Section",
+    "ShapeName",
     "ShareLimits",
     "Source",
     "TrainingParams",
@@ -98,6 +101,7 @@ __all__ = [
     "Weight",
     "WorldParams",
     "WorldSource",
+    "kind_of_shape",
 ]
 
 
