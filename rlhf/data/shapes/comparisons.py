@@ -86,9 +86,9 @@ def _until(messages: list[Message] | None, turn: Any) -> list[Message] | None:
 
 
 def alpaca_farm_preference(row: Row) -> list[Row]:
-    """An annotator's choice, 1 or 2; anything between or 0 is a tie."""
+    """An annotator's choice, 1 or 2; 0 and 1.5 are ties."""
     choice = as_number(row.get("preference"))
-    lead = None if choice is None else {1.0: 1.0, 2.0: -1.0}.get(float(choice), 0.0)
+    lead = {1: 1.0, 2: -1.0, 0: 0.0, 1.5: 0.0}.get(choice) if choice is not None else None
     made = ranked(instruction_prompt(row), answer(row.get("output_1")), answer(row.get("output_2")), lead)
     kept = ("prompt", "chosen", "rejected")
     return [{name: one[name] for name in kept} | {"annotator": row.get("annotator_index")} for one in made]
