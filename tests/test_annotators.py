@@ -168,3 +168,5 @@ def test_a_pair_decided_against_all_its_votes_is_turned_round() -> None:
     made, _ = aggregate_votes([*rows, *last], "dawid_skene")
     assert (made[-1]["chosen"], made[-1]["truth_flipped"], made[-1]["agreement"]) == ("good", False, 0.0)
     assert "margin" not in made[-1]
+    trusted, _ = aggregate_votes([*rows, vote("a", "x", "y"), vote("troll", "y", "x")], "dawid_skene")
+    assert (trusted[-1]["chosen"], trusted[-1]["votes"], trusted[-1].get("annotator")) == ("x", 2, None)
