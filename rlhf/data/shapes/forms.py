@@ -144,7 +144,7 @@ def cut_pair(
     if not chosen or not rejected:
         return None, None, None
     shared = 0
-    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
+    for one, other in zip(chosen, rejected, strict=False):
         if one != other:
             break
         shared += 1
