@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+data = typer.Typer(help="Look into data before any stage reads them.", no_args_is_help=True)
+app.add_typer(data, name="data")
 
 Parallel = Annotated[int | None, typer.Option(min=1, help="Policies trained at a time; 1 on a GPU, else cores.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -143,6 +147,34 @@ def _read_pairs(file: Path) -> list[Row]:
     return list(load_source(source, "preferences", Path()))
 
 
+@data.command("inspect")
+def inspect_data(
+    file: Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet, or a folder saved by `datasets`.")],
+    shape: Annotated[str | None, typer.Option(help="A shape of docs/data.md; by default guessed.")] = None,
+    kind: Annotated[str | None, typer.Option(help="sft, preferences, ratings or prompts; by default guessed.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A folder or hub id: lengths in its tokens too.")] = None,
+) -> None:
+    """Guess a file's shape and show the params that read it, its columns, lengths and first rows."""
+    from rlhf.data.inspect import inspect_file
+
+    found = inspect_file(file, shape, kind, _token_counter(tokenizer) if tokenizer else None)
+    _print_table(f"{file}: the columns", found.columns)
+    counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
+    print(f"read as {found.guess.shape} ({found.guess.kind}): {counts}")
+    if found.others:
+        print("also fits: " + ", ".join(f"{other.shape} ({other.kind})" for other in found.others))
+    print(f"\nIn params.yaml:\n\n{found.snippet}\n")
+    _print_table("Lengths", found.lengths)
+    _print_table("The first rows", found.rows)
+
+
+def _token_counter(name: str) -> Callable[[str], int]:
+    from rlhf.models import load_tokenizer
+
+    tokenizer = load_tokenizer(name)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 @app.command()
 def probe(
     reward_model: Annotated[str, typer.Argument(help="A folder, or a hub id, with one score per text.")],
@@ -172,10 +204,12 @@ def probe(
 def _print_table(title: str, rows: list[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*rows[0], title=title)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*names, title=title)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(Text(row.get(name, "")) for name in names))
     Console(width=max(Console().width, 160)).print(table)
 
 

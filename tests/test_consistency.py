@@ -197,9 +197,9 @@ def _runnable(module: str) -> bool:
 def _commands() -> frozenset[str]:
     from alignflow import app
 
-    return frozenset(
-        command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands
-    )
+    groups = (str(group.name) for group in app.registered_groups)
+    commands = (command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands)
+    return frozenset((*groups, *commands))
 
 
 def test_the_lock_pins_every_dependency_and_nothing_else_than_versions() -> None:

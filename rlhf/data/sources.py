@@ -55,7 +55,7 @@ def load_source(source: FileSource | HubSource, kind: Kind, root: Path) -> Rows:
 
     def shaped() -> Iterator[Row]:
         renamed = (_rename(row, source.columns) for _, row in records)
-        return iter(SHAPES[source.shape](list(renamed), path, shown))
+        return SHAPES[source.shape](renamed, path, shown)
 
     if source.shape == "canonical":
         found = list(_rename(dict.fromkeys(found), source.columns))

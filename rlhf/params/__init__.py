@@ -13,10 +13,12 @@ from rlhf.params.data import (
     NoiseParams,
     PrepareParams,
     PretrainingParams,
+    ShapeName,
     Source,
     ValidateParams,
     WorldParams,
     WorldSource,
+    kind_of_shape,
 )
 from rlhf.params.fields import (
     Key,
@@ -91,6 +93,7 @@ __all__ = [
     "SFTParams",
     "SamplingParams",
     "Section",
+    "ShapeName",
     "ShareLimits",
     "Source",
     "TrainingParams",
@@ -100,6 +103,7 @@ __all__ = [
     "Weight",
     "WorldParams",
     "WorldSource",
+    "kind_of_shape",
 ]
 
 
