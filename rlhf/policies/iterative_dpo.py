@@ -28,7 +28,8 @@ from rlhf.policies.objectives import EQUAL
 from rlhf.policies.pairs import PairMethod, pair_rows, train_on_pairs
 from rlhf.policies.prompts import check_prompts, context_length
 from rlhf.policies.rollout import prompt_batches, read_answers, sample, score_answers
-from rlhf.scoring import Reward, build_rewards
+from rlhf.rewards.building import build_rewards
+from rlhf.scoring import Reward, check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,10 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
     """
     tokenizer = load_tokenizer(files.sft)
     prompts = training_rows(files.prompts)
-    rewards = build_rewards(params.rewards, files.reward, params.batch_size)
+    rewards = build_rewards(params.rewards, files, params.batch_size)
     state = Rounds(on_device(load_causal(files.sft)))
     check_prompts(prompts, tokenizer, params, state.policy.config)
+    check_rows(rewards, prompts)
     curves = CurveRecorder(run.log)
     series = Series(curves)
     parts = Parts(rounds=state, series=series, curves=curves, **run.parts)
