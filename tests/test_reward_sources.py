@@ -24,8 +24,9 @@ from rlhf.scoring import check_rows, mixed_reward
 from tasks.paths import Paths
 from tasks.policy import run
 from tests import test_families
+from tests.conftest import SHARED
 from tests.test_rewards import build, message
-from tests.tiny import ROOT, tiny_params
+from tests.tiny import tiny_params
 
 # classifiers --------------------------------------------------------------------------------------
 
@@ -131,7 +132,7 @@ def test_a_classifier_of_transformers_says_what_its_head_does(tiny_reward_dir, t
 
 # SQL ----------------------------------------------------------------------------------------------
 
-TEXT2SQL = ROOT.parent / "shared" / "data" / "text2sql"
+TEXT2SQL = SHARED / "data" / "text2sql"
 LIMITS = Limits(max_steps=300_000, seconds=20.0, max_rows=100)
 JUDGED = {"answer_in": "text", "runs": 0.1}
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, model_validator
+from pydantic import Tag as Member
 
 from rlhf.params.fields import Key, PositiveFloat, PositiveInt, Section, Share
 
@@ -29,11 +30,16 @@ class Tag(Section):
         return self
 
 
-Place = Literal["form", "answer_tag", "boxed", "hashes", "text"] | Tag
+BY_TYPE = Discriminator(lambda value: "name" if isinstance(value, str) else "tag")
+"""A name or a Tag, so that a wrong value has one fault and not one for either."""
+_Tag = Annotated[Tag, Member("tag")]
+
+Place = Annotated[Annotated[Literal["form", "answer_tag", "boxed", "hashes", "text"], Member("name")] | _Tag, BY_TYPE]
 """Where an answer stands: in the form `<think>…</think><answer>…</answer>` that is the whole text; in the last
 `<answer>…</answer>`, `\\boxed{…}` or block of a tag of one's own; behind the last `####`; or it is the whole text."""
 
-Blocks = Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")] | Tag], Field(min_length=1)]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$"), Member("name")]
+Blocks = Annotated[list[Annotated[_Name | _Tag, BY_TYPE]], Field(min_length=1)]
 """The blocks of a form in their order: `think` stands for `<think>…</think>`, a Tag for itself."""
 
 
