@@ -1,6 +1,7 @@
 """Rewards by rule, by hand: what earns which points, as text and as messages, and whatever the text is."""
 
 import math
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from ruamel.yaml import YAML
 
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
@@ -31,6 +33,7 @@ from rlhf.rewards.style import (
     repetition_reward,
 )
 from rlhf.scoring import Reward, RewardModel, mixed_reward
+from tests.tiny import ROOT
 
 RIGHT = "<think> 9 + 9 = 18.</think><answer> 18</answer>"
 FORM = {"blocks": ["think", "answer"], "form": "whole"}
@@ -196,6 +199,7 @@ def equal():
         ("(x+1)^2", "x^2+2x+1", 1),
         (r"2\sqrt{2}", r"\sqrt{8}", 1),
         ("18.0", "18", 1),
+        ("3+4", "7", 1),  # its weak spot
         ("0.3333", "1/3", 0),
         ("(2,1)", "(1,2)", 0),
         ("1$ $2$ $3", "3", 0),
@@ -412,8 +416,13 @@ PIECES = [*"09.,+- \n\\{}$", "<think>", "</think>", "<answer>", "</answer>", "["
 TEXTS = st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join))
 
 
-def test_every_rule_is_tried():
+def test_every_rule_is_tried_and_every_kind_is_in_the_page():
     assert set(EVERY_RULE) == set(BY_RULE)
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    kinds = TypeAdapter(RewardSection).json_schema()["discriminator"]["mapping"]
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == set(kinds) > set(BY_RULE)
+    example = YAML(typ="safe", pure=True).load(page.split("```yaml\n")[1].split("```")[0])
+    assert TypeAdapter(RewardMix).validate_python(example["rewards"]).keys() == {"right", "tags", "polite", "mine"}
 
 
 @pytest.mark.parametrize("kind", EVERY_RULE)
