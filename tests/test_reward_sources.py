@@ -32,7 +32,10 @@ from tests.tiny import tiny_params
 
 REVIEWS = [
     *({"text": text, "label": "good"} for text in ("a lovely film", "lovely and warm", "a warm, great film", "great")),
-    *({"text": text, "label": "bad"} for text in ("a dull film", "dull and awful", "awful acting", "a dull mess")),
+    *(
+        {"text": text, "label": "bad"}
+        for text in ("a dull film", "dull and awful", "awful awful acting", "a dull mess")
+    ),
 ]
 LEARNING = {"ngrams": 2, "features": 100, "inverse_penalty": 10.0}
 
@@ -53,7 +56,7 @@ def test_a_small_classifier_says_what_scikit_learn_computes(sentiment):
         TfidfVectorizer(ngram_range=(1, 2), max_features=100, sublinear_tf=True),
         LogisticRegression(C=10.0, max_iter=1000),
     ).fit([row["text"] for row in REVIEWS], [row["label"] for row in REVIEWS])
-    texts = ["a lovely, warm mess", "awful", "", "unheard of"]
+    texts = ["a lovely, lovely, warm mess", "awful", "", "unheard of"]
     wanted = reference.predict_proba(texts)
     assert wanted[0, 1] > 0.5 > wanted[1, 1]
     for place, label in enumerate(("bad", "good")):
@@ -232,9 +235,11 @@ def test_only_reading_is_allowed_even_where_the_parser_errs(geo, monkeypatch, tm
 def test_a_query_ends_at_its_limits(geo):
     product = "SELECT count(*) FROM city a, city b, city c, city d, city e"
     assert execute(geo, product, Limits(50_000, 20.0, 10)).rows == [(3**5,)]
-    for limits in (Limits(50_000, 60.0, 10), Limits(10**12, 0.0, 10)):
+    larger = product + ", city f, city g, city h, city i, city j"  # about 300,000 instructions
+    assert execute(geo, larger, Limits(10**7, 60.0, 10)).rows == [(3**10,)]
+    for limits in (Limits(50_000, 60.0, 10), Limits(10**7, 0.0, 10)):
         with pytest.raises(QueryError, match="interrupted"):
-            execute(geo, HOSTILE["product"], limits)
+            execute(geo, larger, limits)
     with pytest.raises(QueryError, match="more than 2 rows"):
         execute(geo, "SELECT name FROM city", Limits(50_000, 20.0, 2))
     with pytest.raises(QueryError, match="too large a result"):
