@@ -11,15 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rlhf.errors import UserError
-from rlhf.params import Params, PolicyParams, Source
-
-TAGS = {
-    tag
-    for union, field in ((PolicyParams, "algorithm"), (Source, "kind"))
-    for member in get_args(get_args(union)[0])
-    for tag in get_args(member.model_fields[field].annotation)
-}
-"""The members of the tagged unions: pydantic puts them into an error's location, the file has no such key."""
+from rlhf.params import Params
 
 
 def load_params(path: Path) -> Params:
@@ -59,7 +51,7 @@ def _explain_all(error: ValidationError, raw: dict[str, Any], path: Path) -> lis
 
 def _explain(problem: Any, raw: dict[str, Any]) -> tuple[str, str]:
     """The key in dotted form with the value found, and what is wrong with it and how to mend it."""
-    keys, found = _dotted(problem["loc"], raw)
+    keys, found = _dotted(problem["loc"], raw, problem["type"] == "missing")
     dotted = ".".join(keys) or "the file"
     match problem["type"]:
         case "extra_forbidden":
@@ -75,8 +67,11 @@ def _explain(problem: Any, raw: dict[str, Any]) -> tuple[str, str]:
     return f"{dotted} is {shown}; ", problem["msg"][0].lower() + problem["msg"][1:]
 
 
-def _dotted(location: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any]:
-    """The keys of the user's file along pydantic's location, whose union tags the file does not hold."""
+def _dotted(location: tuple[int | str, ...], raw: Any, is_missing: bool) -> tuple[list[str], Any]:
+    """The keys of the user's file along pydantic's location, which names unions' members too.
+
+    What the file does not hold is such a member, but for the end of a location that is missing.
+    """
     keys: list[str] = []
     value = raw
     for index, part in enumerate(location):
@@ -84,8 +79,8 @@ def _dotted(location: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any]:
         if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
             value = value[part]  # pyright: ignore[reportCallIssue, reportArgumentType]: dict or list, as checked
             keys.append(str(part))
-        elif is_last and isinstance(value, dict) and isinstance(part, str) and part not in TAGS:
-            keys.append(part)
+        elif is_last and is_missing:
+            keys.append(str(part))
     return keys, value
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ruamel.yaml import YAML
+
 from rlhf.checkpoints import Checkpoints
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.errors import UserError
 from rlhf.health import write_health
 from rlhf.ledger import Ledger
-from rlhf.params import Params
+from rlhf.params import PairParams, Params, files_read
 from rlhf.policies import PolicyFiles, train_policy
 from tasks.paths import Paths
 
@@ -31,7 +33,9 @@ def run(params: Params, paths: Paths, log: Log, name: str) -> None:
         reward=paths.model("reward"),
         prompts=paths.rows("prompts", "train"),
         preferences=paths.rows("preferences", "train"),
+        root=paths.root,
     )
+    _refuse_unwatched(params, paths, name)
     curves = CurveRecorder(log)
     watch = _watch(params, paths, curves)
     checkpoints = Checkpoints(paths.checkpoints("policy", name), **CHECKPOINTS)
@@ -44,6 +48,22 @@ def run(params: Params, paths: Paths, log: Log, name: str) -> None:
     figures = {**curves.rows[max(curves.rows)], "ledger": accounts, "health": health}
     write_json(paths.metrics("policy", name), figures)
     checkpoints.clear()
+
+
+def _refuse_unwatched(params: Params, paths: Paths, name: str) -> None:
+    """Raises UserError where rewards read what DVC does not watch: a change of it would leave the policy as it is."""
+    policy, pipeline = params.policies[name], paths.root / "dvc.yaml"
+    if isinstance(policy, PairParams) or not pipeline.exists():
+        return
+    stage = YAML(typ="safe", pure=True).load(pipeline.read_text(encoding="utf-8"))["stages"]["policy"]["do"]
+    watched = [(paths.root / dep).resolve() for dep in stage["deps"]]
+    for file in files_read(policy.rewards):
+        path = (paths.root / file).resolve()
+        if path.exists() and not any(path.is_relative_to(dep) for dep in watched):
+            raise UserError(
+                f"policies.{name}.rewards reads {file}, which is no dep of the stage policy in dvc.yaml, so that a "
+                "change would go unnoticed; put it into rewards/, or add it to those deps"
+            )
 
 
 def _watch(params: Params, paths: Paths, log: Log) -> Watch | None:

@@ -68,7 +68,7 @@ def policy_files(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
     folder = tmp_path_factory.mktemp("policy-data")
     write_rows(folder / "prompts.jsonl", tiny_world.prompts[0])
     write_rows(folder / "preferences.jsonl", tiny_world.preferences[0])
-    return PolicyFiles(tiny_model_dir, tiny_reward_dir, folder / "prompts.jsonl", folder / "preferences.jsonl")
+    return PolicyFiles(tiny_model_dir, tiny_reward_dir, folder / "prompts.jsonl", folder / "preferences.jsonl", folder)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ _PRETRAINING = {
 }
 _TRAINING = {"batch_size": 8, "steps": 2, "epochs": 1, "group_size": 4, "max_new_tokens": 8, "evaluations": 1}
 _EVALUATE = {"prompts": 8, "max_new_tokens": 8, "batch_size": 8, "samples_shown": 2, "best_of": 2}
+ANSWER = {"kind": "answer", "weight": 1.0, "answer_in": "form"}
+"""The reward of the right answer, as params name it."""
 _WATCH = {"evaluations": 2, "prompts": 4}
 _GATES = {
     "max_quarantined_share": 0.5,

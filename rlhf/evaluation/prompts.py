@@ -16,7 +16,8 @@ from rlhf.evaluation.comparison import Estimate, estimate_mean, estimate_share
 from rlhf.evaluation.generation import Completion, Decoding, generate
 from rlhf.evaluation.kl import completion_log_probs
 from rlhf.params import EvaluateParams
-from rlhf.scoring import Reward, RewardModel, answer_reward, mixed_reward
+from rlhf.rewards.answers import answer_reward
+from rlhf.scoring import Reward, RewardModel, mixed_reward
 
 
 @dataclass(frozen=True)

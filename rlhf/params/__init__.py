@@ -35,16 +35,13 @@ from rlhf.params.policies import (
     GroupParams,
     GRPOParams,
     IterativeDPOParams,
-    LanguageReward,
-    LengthReward,
     PolicyParams,
     PPOParams,
-    RewardMix,
     RLOOParams,
     SamplingParams,
-    Weight,
 )
 from rlhf.params.probe import Limits, ProbeParams, ShareLimits
+from rlhf.params.rewards import Place, RewardMix, RewardSection, Tag, files_read, reads_reward_model
 from rlhf.params.training import (
     AdapterParams,
     EmbedParams,
@@ -72,15 +69,14 @@ __all__ = [
     "IterativeDPOParams",
     "HubSource",
     "KTOParams",
-    "LanguageReward",
     "LedgerParams",
-    "LengthReward",
     "Limits",
     "NoiseParams",
     "ORPOParams",
     "PPOParams",
     "PairParams",
     "Params",
+    "Place",
     "PolicyParams",
     "PrepareParams",
     "PretrainingParams",
@@ -90,20 +86,23 @@ __all__ = [
     "RatingParams",
     "RewardMix",
     "RewardParams",
+    "RewardSection",
     "SFTParams",
     "SamplingParams",
     "Section",
     "ShapeName",
     "ShareLimits",
     "Source",
+    "Tag",
     "TrainingParams",
     "TransportParams",
     "ValidateParams",
     "WatchParams",
-    "Weight",
     "WorldParams",
     "WorldSource",
+    "files_read",
     "kind_of_shape",
+    "reads_reward_model",
 ]
 
 
@@ -170,7 +169,7 @@ class Params(Section):
             needy = sorted(
                 name
                 for name, policy in self.policies.items()
-                if isinstance(policy, PairParams) or (policy.rewards.reward_model and not self.reward.ratings)
+                if isinstance(policy, PairParams) or (reads_reward_model(policy.rewards) and not self.reward.ratings)
             )
             if needy:
                 raise ValueError(

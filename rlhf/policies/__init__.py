@@ -21,6 +21,8 @@ from rlhf.params import (
     PolicyParams,
     PPOParams,
     RLOOParams,
+    files_read,
+    reads_reward_model,
 )
 
 if TYPE_CHECKING:
@@ -34,12 +36,16 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class PolicyFiles:
-    """What a policy is trained from: the SFT model, the reward model, rows of prompts and of preferences."""
+    """What a policy is trained from: the SFT model, the reward model, rows of prompts and of preferences.
+
+    Paths in the section `rewards` begin at `root`.
+    """
 
     sft: Path
     reward: Path
     prompts: Path
     preferences: Path
+    root: Path
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,10 @@ def train_policy(
 
 
 def training_inputs(params: PolicyParams, files: PolicyFiles) -> list[Path]:
-    """The files that a training reads."""
+    """The files that a training reads, those of its rewards that are here among them."""
     if isinstance(params, PairParams):
-        rows, judged = files.preferences, params.contradicted != "keep"
+        rows, judged, others = files.preferences, params.contradicted != "keep", []
     else:
-        rows, judged = files.prompts, params.rewards.reward_model is not None
-    return [files.sft, rows, *([files.reward] if judged else [])]
+        rows, judged = files.prompts, reads_reward_model(params.rewards)
+        others = [path for name in files_read(params.rewards) if (path := files.root / name).exists()]
+    return [files.sft, rows, *([files.reward] if judged else []), *others]

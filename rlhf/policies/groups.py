@@ -18,7 +18,8 @@ from rlhf.params import GroupParams
 from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.over_trl import train_over_trl
 from rlhf.policies.prompts import read_prompts
-from rlhf.scoring import Reward, build_rewards, mixed_reward
+from rlhf.rewards.building import build_rewards
+from rlhf.scoring import Reward, check_rows, mixed_reward
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ def train_on_groups(params: GroupParams, files: PolicyFiles, run: Run, method: G
     """The SFT model after `method` has learnt which of its answers to a prompt are rewarded more than the others."""
     set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
-    rewards = build_rewards(params.rewards, files.reward, params.batch_size)
+    rewards = build_rewards(params.rewards, files, params.batch_size)
     prompts = read_prompts(files.prompts, tokenizer, params, AutoConfig.from_pretrained(files.sft), run.ledger)
+    check_rows(rewards, prompts)
     rows = [{key: value for key, value in row.items() if key != "id"} for row in prompts]
 
     def arguments(settings: Settings) -> dict[str, Any]:

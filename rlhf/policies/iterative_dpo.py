@@ -28,7 +28,8 @@ from rlhf.policies.objectives import EQUAL
 from rlhf.policies.pairs import PairMethod, pair_rows, train_on_pairs
 from rlhf.policies.prompts import context_length, read_prompts
 from rlhf.policies.rollout import prompt_batches, read_answers, sample, score_answers
-from rlhf.scoring import Reward, build_rewards
+from rlhf.rewards.building import build_rewards
+from rlhf.scoring import Reward, check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,10 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
     Raises UserError where a prompt leaves no room for an answer, a reward fails, or the first round finds no pair.
     """
     tokenizer = load_tokenizer(files.sft)
-    rewards = build_rewards(params.rewards, files.reward, params.batch_size)
+    rewards = build_rewards(params.rewards, files, params.batch_size)
     state = Rounds(on_device(load_causal(files.sft)))
     prompts = read_prompts(files.prompts, tokenizer, params, state.policy.config, run.ledger)
+    check_rows(rewards, prompts)
     curves = CurveRecorder(run.log)
     series = Series(curves)
     parts = Parts(rounds=state, series=series, curves=curves, **run.parts)

@@ -22,7 +22,8 @@ from rlhf.policies.prompts import read_prompts
 from rlhf.policies.refills import Judged, further_prompts, refilled
 from rlhf.policies.rollout import judge, prompt_batches, roll_out
 from rlhf.policies.updates import Optimiser
-from rlhf.scoring import build_rewards
+from rlhf.rewards.building import build_rewards
+from rlhf.scoring import check_rows
 from rlhf.training import finished_policy
 
 
@@ -35,9 +36,10 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
     """
     set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
-    rewards = build_rewards(params.rewards, files.reward, params.batch_size)
+    rewards = build_rewards(params.rewards, files, params.batch_size)
     models = load_models(params, files)
     prompts = read_prompts(files.prompts, tokenizer, params, models.policy.config, run.ledger)
+    check_rows(rewards, prompts)
     training = Training(models, Optimiser(params, models), Adaptive(params.beta))
     curves = CurveRecorder(run.log)
     parts = Parts(training=training, curves=curves, **run.parts)
