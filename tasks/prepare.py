@@ -33,7 +33,8 @@ def _write_rows_of(
     """Both splits of a kind; the number of rows in each."""
     folder = paths.prepared / kind
     if source is not None and not isinstance(source, WorldSource):
-        return prepare_source(source, kind, paths.root, params.seed, folder)
+        votes = params.prepare.data.votes if kind == "preferences" else "keep"
+        return prepare_source(source, kind, paths.root, params.seed, folder, votes)
     splits: tuple[list[Row], list[Row]] = getattr(world, kind) if source else ([], [])
     for split, rows in zip(SPLITS, splits, strict=True):
         write_rows(folder / f"{split}.jsonl", rows)

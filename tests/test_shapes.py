@@ -615,6 +615,7 @@ def test_params_refuse_a_shape_of_another_kind() -> None:
     source = {"kind": "file", "path": "a", "columns": {}, "test_share": 0.1, "limit": None}
     world = {"kind": "world"}
     values = {"sft": {**source, "shape": "hh_preferences"}, "preferences": None, "ratings": None, "prompts": world}
+    values["votes"] = "keep"
     with pytest.raises(ValueError, match=r"sft.shape is hh_preferences, which gives preferences; did you mean hh_sft"):
         DataParams(**values)
     DataParams(**values | {"sft": {**source, "shape": "argument_texts"}})

@@ -226,6 +226,17 @@ def test_an_own_id_is_kept_beside_ours(tmp_path: Path) -> None:
     assert load_source(source("b.jsonl"), "prompts", tmp_path) == [row]
 
 
+def test_votes_become_one_row_before_the_limit(tmp_path: Path) -> None:
+    verdict = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    votes = [verdict | {"annotator": "x"}, verdict | {"annotator": "y"}]
+    votes.append({"prompt": "p", "chosen": "b", "rejected": "a", "annotator": "z"})
+    put(tmp_path / "a.jsonl", as_json_lines([*votes, {**verdict, "prompt": "q", "annotator": "x"}]))
+    assert len(load_source(source("a.jsonl"), "preferences", tmp_path)) == 4
+    pair, single = load_source(source("a.jsonl", limit=2), "preferences", tmp_path, "majority")
+    assert (pair["chosen"], pair["votes"], pair["agreement"]) == ("a", 3, pytest.approx(2 / 3))
+    assert (single["prompt"], single["annotator"]) == ("q", "x")
+
+
 def test_limit_takes_rows_from_the_whole_file(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", as_json_lines([{"prompt": str(number)} for number in range(10)]))
     limited = [row["prompt"] for row in load_source(source("a.jsonl", limit=4), "prompts", tmp_path)]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from rlhf.data.formats import Row
-
-VoteMethod = Literal["majority", "dawid_skene", "mace"]
+from rlhf.params import VoteMethod
 
 
 @dataclass(frozen=True)

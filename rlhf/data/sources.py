@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,9 +16,12 @@ from rlhf.data.files import Records, dataset_rows, read_file
 from rlhf.data.formats import Row, with_id
 from rlhf.data.shapes import SHAPES
 from rlhf.errors import UserError, first_line
-from rlhf.params import FileSource, HubSource
+from rlhf.params import FileSource, HubSource, VoteMethod
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["sft", "preferences", "ratings", "prompts"]
+Votes = Literal["keep"] | VoteMethod
 REQUIRED: dict[str, tuple[str, ...]] = {
     "sft": ("prompt", "completion"),
     "preferences": ("prompt", "chosen", "rejected"),
@@ -39,12 +43,12 @@ class Rows:
         return self.make()
 
 
-def load_source(source: FileSource | HubSource, kind: Kind, root: Path) -> Rows:
+def load_source(source: FileSource | HubSource, kind: Kind, root: Path, votes: Votes = "keep") -> Rows:
     """The rows of a source in canonical form, each with its computed `id` first.
 
     Paths are relative to `root`. An `id` of the file's own is kept as `source_id`. Rows with nulls or wrong
     types pass: the validate stage sets them aside one by one. The source is read once before this returns, to know all
-    of its columns, and again by every loop.
+    of its columns, and again by every loop; where `votes` makes one row of several, all rows are held in memory.
     Raises UserError for a source that cannot be read or lacks a column, and for an explicit id that stands twice.
     """
     shown = source.path if isinstance(source, FileSource) else f"hub dataset {source.name}"
@@ -62,7 +66,8 @@ def load_source(source: FileSource | HubSource, kind: Kind, root: Path) -> Rows:
     else:
         found = _columns(islice(shaped(), 1))
     _require_columns(found, REQUIRED[kind] + REQUIRED_NUMBERS.get(kind, ()), shown, kind)
-    chosen = shaped if source.limit is None else _spread(shaped, source.limit)
+    voted = shaped if votes == "keep" else _count_votes(shaped, votes, shown)
+    chosen = voted if source.limit is None else _spread(voted, source.limit)
     return Rows(lambda: (with_id(_keep_source_id(row)) for row in chosen()))
 
 
@@ -141,6 +146,17 @@ def _require_columns(found: list[str], required: tuple[str, ...], shown: str, ki
                 f"{shown} has no column {name!r}, which {kind} rows need (found: {', '.join(found) or 'none'}); "
                 f"add it, or map one with prepare.data.{kind}.columns, such as {hint}"
             )
+
+
+def _count_votes(rows: Callable[[], Iterator[Row]], method: VoteMethod, shown: str) -> Callable[[], Iterator[Row]]:
+    """One row in place of several annotators' votes on the same pair."""
+    from rlhf.data.annotators import aggregate_votes
+
+    made, figures = aggregate_votes(rows(), method)
+    logger.info(
+        "%s: one row for each of %d pairs with several votes, %d ties", shown, figures["pairs"], figures["ties"]
+    )
+    return lambda: iter(made)
 
 
 def _spread(rows: Callable[[], Iterator[Row]], limit: int) -> Callable[[], Iterator[Row]]:
