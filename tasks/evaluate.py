@@ -9,7 +9,7 @@ from typing import Any
 from rlhf.curves import Log, write_json
 from rlhf.errors import UserError
 from rlhf.params import Params
-from tasks.paths import Paths
+from tasks.paths import Paths, refuse_unwatched
 
 
 def run(params: Params, paths: Paths, log: Log) -> None:
@@ -18,6 +18,7 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     Raises UserError where a model is missing.
     """
     from rlhf.evaluation.frontier import trace_frontier
+    from rlhf.evaluation.prompts import GoldFiles, gold_files
     from rlhf.evaluation.report import Trainings, write_report
     from rlhf.evaluation.yardstick import SFT, EvaluationFiles, evaluate_policies
 
@@ -38,10 +39,11 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     files = EvaluationFiles(
         policies=policies,
         reward=paths.reward_model,  # without one proxy rewards are null
-        judge=paths.model("judge"),
+        gold=GoldFiles(sft=paths.model("sft"), judge=paths.model("judge"), root=paths.root),
         prompts=paths.rows("prompts", "test"),
         preferences=paths.rows("preferences", "test"),
     )
+    refuse_unwatched(paths, "evaluate", "evaluate.gold", gold_files(params.evaluate))
     yardstick, measured = evaluate_policies(params.evaluate, files, params.seed)
     curves = {name: paths.report("policy", name) / "curves.csv" for name in params.policies}
     frontier = trace_frontier(yardstick, measured, curves)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ruamel.yaml import YAML
-
 from rlhf.checkpoints import Checkpoints
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.errors import UserError
@@ -13,7 +11,7 @@ from rlhf.health import write_health
 from rlhf.ledger import Ledger
 from rlhf.params import PairParams, Params, files_read
 from rlhf.policies import PolicyFiles, train_policy
-from tasks.paths import Paths
+from tasks.paths import Paths, refuse_unwatched
 
 if TYPE_CHECKING:
     from rlhf.policies.watching import Watch
@@ -35,38 +33,25 @@ def run(params: Params, paths: Paths, log: Log, name: str) -> None:
         preferences=paths.rows("preferences", "train"),
         root=paths.root,
     )
-    _refuse_unwatched(params, paths, name)
+    policy = params.policies[name]
+    rewards = {} if isinstance(policy, PairParams) else policy.rewards
+    refuse_unwatched(paths, "policy", f"policies.{name}.rewards", files_read(rewards))
     curves = CurveRecorder(log)
     watch = _watch(params, paths, curves)
     checkpoints = Checkpoints(paths.checkpoints("policy", name), **CHECKPOINTS)
     ledger = Ledger(params.ledger)
-    model = train_policy(params.policies[name], files, params.seed, curves, checkpoints, watch, ledger)
+    model = train_policy(policy, files, params.seed, curves, checkpoints, watch, ledger)
     save_model(model, load_tokenizer(files.sft), paths.model("policy", name))
     curves.write(paths.report("policy", name) / "curves.csv")
-    health = write_health(paths.report("policy", name), params.policies[name].algorithm, curves.rows)
+    health = write_health(paths.report("policy", name), policy.algorithm, curves.rows)
     accounts = ledger.write(paths.report("policy", name))
     figures = {**curves.rows[max(curves.rows)], "ledger": accounts, "health": health}
     write_json(paths.metrics("policy", name), figures)
     checkpoints.clear()
 
 
-def _refuse_unwatched(params: Params, paths: Paths, name: str) -> None:
-    """Raises UserError where rewards read what DVC does not watch: a change of it would leave the policy as it is."""
-    policy, pipeline = params.policies[name], paths.root / "dvc.yaml"
-    if isinstance(policy, PairParams) or not pipeline.exists():
-        return
-    stage = YAML(typ="safe", pure=True).load(pipeline.read_text(encoding="utf-8"))["stages"]["policy"]["do"]
-    watched = [(paths.root / dep).resolve() for dep in stage["deps"]]
-    for file in files_read(policy.rewards):
-        path = (paths.root / file).resolve()
-        if path.exists() and not any(path.is_relative_to(dep) for dep in watched):
-            raise UserError(
-                f"policies.{name}.rewards reads {file}, which is no dep of the stage policy in dvc.yaml, so that a "
-                "change would go unnoticed; put it into rewards/, or add it to those deps"
-            )
-
-
 def _watch(params: Params, paths: Paths, log: Log) -> Watch | None:
+    from rlhf.evaluation.prompts import GoldFiles, gold_files
     from rlhf.watch import GoldWatch, WatchFiles
 
     if params.evaluate.watch is None:
@@ -74,7 +59,8 @@ def _watch(params: Params, paths: Paths, log: Log) -> Watch | None:
     files = WatchFiles(
         sft=paths.model("sft"),
         reward=paths.reward_model,
-        judge=paths.model("judge"),
+        gold=GoldFiles(sft=paths.model("sft"), judge=paths.model("judge"), root=paths.root),
         prompts=paths.rows("prompts", "test"),
     )
+    refuse_unwatched(paths, "policy", "evaluate.gold", gold_files(params.evaluate))
     return GoldWatch(params.evaluate.watch, params.evaluate, files, params.seed, log)

@@ -20,6 +20,7 @@ from rlhf import watch as watch_module
 from rlhf.checkpoints import Checkpoints, random_state, set_random_state, training_key
 from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import training_rows, write_rows
+from rlhf.evaluation.prompts import GoldFiles
 from rlhf.models import load_tokenizer, save_model
 from rlhf.params import AdapterParams, AdaptiveBeta, DynamicSampling
 from rlhf.params.rewards import AnswerReward
@@ -119,7 +120,8 @@ def make_watch(files, log):
     evaluate = load_params(ROOT / "params.yaml").evaluate
     watch = evaluate.watch.model_copy(update={"prompts": 6, "evaluations": 6})
     sizes = {"prompts": 2, "max_new_tokens": 6, "batch_size": 8, "watch": watch}
-    watched = WatchFiles(files.sft, files.reward, files.reward, files.prompts)
+    gold = GoldFiles(files.sft, files.reward, files.root)
+    watched = WatchFiles(files.sft, files.reward, gold, files.prompts)
     return GoldWatch(watch, evaluate.model_copy(update=sizes), watched, 5, log)
 
 

@@ -26,6 +26,7 @@ from rlhf.health import write_health
 from rlhf.ledger import Ledger, Limit
 from rlhf.models import load_causal, load_tokenizer, save_model
 from rlhf.params import LedgerParams
+from rlhf.params.rewards import FunctionReward, LengthReward
 from rlhf.params_file import load_params
 from tasks.evaluate import run
 from tasks.paths import Paths
@@ -435,6 +436,30 @@ def test_a_judge_may_be_the_gold_reward(params, workspace, tmp_path):
     wins = sum(ours > theirs for ours, theirs in zip(golds["dpo"], golds["sft"], strict=True))
     assert figures["win_rate"] == pytest.approx(wins / 10)
     assert "✓" not in (paths.report("evaluate") / "report.html").read_text()
+
+
+def test_gold_may_be_a_reward_of_any_kind(params, workspace, tmp_path):
+    """Twice the number of characters within a band: no right or wrong, so means with their intervals, and no ticks."""
+    paths = copied(workspace, tmp_path)
+    length = LengthReward(kind="length", weight=2.0, shortest=500, longest=1000, unit="characters")
+    section = params.evaluate.model_copy(update={"gold": length, "samples_shown": 10})
+    run(params.model_copy(update={"evaluate": section}), paths, no_log)
+    samples = json.loads((paths.report("evaluate") / "samples.json").read_text())
+    for row in samples:
+        assert row["gold"] == pytest.approx(max(0.0, 2 * (2 * len(row["answer"]) / 500 - 1)), abs=1e-5)
+    page = (paths.report("evaluate") / "report.html").read_text()
+    assert "the reward length that evaluate.gold names" in page
+    assert "✓" not in page
+
+
+def test_gold_of_a_file_that_dvc_does_not_watch_is_refused(params, workspace, tmp_path):
+    paths = copied(workspace, tmp_path)
+    (paths.root / "dvc.yaml").write_text("stages: {evaluate: {deps: [rewards]}}")
+    (paths.root / "mine.py").write_text("def score(prompts, completions, **columns): return [1.0] * len(prompts)")
+    own = FunctionReward(kind="function", weight=1.0, path="mine.py", name="score")
+    section = params.evaluate.model_copy(update={"gold": own})
+    with pytest.raises(UserError, match=r"evaluate.gold reads mine.py, which is no dep of the stage evaluate"):
+        run(params.model_copy(update={"evaluate": section}), paths, no_log)
 
 
 def test_what_cannot_be_measured_ends_in_a_sentence(params, workspace, tmp_path):

@@ -54,6 +54,7 @@ def write_report(
             policies={name: one.metrics for name, one in measured.items()},
             trainings=trainings,
             gold=yardstick.gold.name,
+            is_binary=all(gold in (0.0, 1.0) for one in measured.values() for gold in one.gold),
             temperature=yardstick.params.temperature,
             kl_budget=yardstick.params.kl_budget,
             picture=base64.b64encode((folder / "frontier.png").read_bytes()).decode("ascii"),

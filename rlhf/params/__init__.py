@@ -42,7 +42,17 @@ from rlhf.params.policies import (
     SamplingParams,
 )
 from rlhf.params.probe import Limits, ProbeParams, ShareLimits
-from rlhf.params.rewards import Place, RewardMix, RewardSection, Tag, files_read, reads_reward_model
+from rlhf.params.rewards import (
+    Gold,
+    ModelReward,
+    Place,
+    RewardMix,
+    RewardSection,
+    Tag,
+    files_read,
+    inputs_read,
+    reads_reward_model,
+)
 from rlhf.params.training import (
     AdapterParams,
     EmbedParams,
@@ -103,6 +113,7 @@ __all__ = [
     "WorldParams",
     "WorldSource",
     "files_read",
+    "inputs_read",
     "kind_of_shape",
     "reads_reward_model",
 ]
@@ -121,13 +132,14 @@ class WatchParams(Section):
 
 
 class EvaluateParams(Section):
-    """The common yardstick. `gold` is a rule reward, or `judge`: a second reward model no policy has seen.
+    """The common yardstick.
 
-    `best_of` answers of the SFT model per prompt make the line that policies are compared with, null none; `kl_budget`
-    is up to which KL, in nats per answer, the area under the frontier reaches.
+    `gold` is what counts and no policy is trained on: a reward of any kind but the reward model, or `judge`, a second
+    reward model no policy has seen. `best_of` answers of the SFT model per prompt make the line that policies are
+    compared with, null none; `kl_budget` is up to which KL, in nats per answer, the area under the frontier reaches.
     """
 
-    gold: Literal["answer", "judge"]
+    gold: Gold
     prompts: PositiveInt
     max_new_tokens: PositiveInt
     temperature: Temperature
@@ -179,6 +191,8 @@ class Params(Section):
                     "give a source or drop the policy"
                 )
         self._check_prompts_suffice()
+        if isinstance(self.evaluate.gold, ModelReward):
+            raise ValueError("evaluate.gold is the reward model, which policies are trained on; take judge, or a rule")
         if self.evaluate.gold == "judge" and not self.reward.judge:
             raise ValueError("evaluate.gold is 'judge' but reward.judge is false; set reward.judge to true")
         return self

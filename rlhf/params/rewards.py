@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, model_validator
@@ -296,6 +297,13 @@ RewardSection = Annotated[
 ]
 
 
+Gold = Annotated[
+    Annotated[Literal["judge"], Member("name")] | Annotated[RewardSection, Member("tag")],
+    BY_TYPE,
+]
+"""The judge, or a reward of a kind."""
+
+
 def _named(rewards: dict[str, RewardSection]) -> dict[str, RewardSection]:
     if not rewards:
         raise ValueError("no reward is named; give at least one, such as answer: {kind: answer, …}")
@@ -326,3 +334,8 @@ def files_read(rewards: Mapping[str, RewardSection]) -> list[str]:
             case FunctionReward():
                 names.append(section.path)
     return names
+
+
+def inputs_read(rewards: Mapping[str, RewardSection], root: Path) -> list[Path]:
+    """Those of them that are on this machine; relative paths begin at `root`."""
+    return [path for name in files_read(rewards) if (path := root / name).exists()]

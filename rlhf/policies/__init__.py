@@ -21,7 +21,7 @@ from rlhf.params import (
     PolicyParams,
     PPOParams,
     RLOOParams,
-    files_read,
+    inputs_read,
     reads_reward_model,
 )
 
@@ -157,5 +157,5 @@ def training_inputs(params: PolicyParams, files: PolicyFiles) -> list[Path]:
         rows, judged, others = files.preferences, params.contradicted != "keep", []
     else:
         rows, judged = files.prompts, reads_reward_model(params.rewards)
-        others = [path for name in files_read(params.rewards) if (path := files.root / name).exists()]
+        others = inputs_read(params.rewards, files.root)
     return [files.sft, rows, *([files.reward] if judged else []), *others]

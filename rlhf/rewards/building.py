@@ -67,10 +67,11 @@ def build_rewards(mix: Mapping[str, RewardSection], files: RewardFiles, batch_si
 
     Raises UserError where a file, model or function that the mix names is not there or not fit.
     """
-    return [_build(name, section, files, batch_size) for name, section in mix.items()]
+    return [build_reward(name, section, files, batch_size) for name, section in mix.items()]
 
 
-def _build(name: str, section: RewardSection, files: RewardFiles, batch_size: int) -> Reward:
+def build_reward(name: str, section: RewardSection, files: RewardFiles, batch_size: int) -> Reward:
+    """One of them. Raises UserError as `build_rewards`."""
     check = None
     match section:
         case ModelReward():
