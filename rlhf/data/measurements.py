@@ -77,13 +77,13 @@ def _measure_batch(batch: list[tuple[str, Row]], kind: str, tokenizer: PreTraine
         table[f"has_{name}"] = [name in row for row in listed]
         table[name] = [float(row[name]) if _is_number(row.get(name)) else math.nan for row in listed]
     keys = [*REQUIRED[kind], *REQUIRED_NUMBERS.get(kind, ()), "annotator"]
-    table["content"] = _hashes(_key([row.get(name) for name in keys]) for row in listed)
+    table["content"] = hash_texts(_key([row.get(name) for name in keys]) for row in listed)
     if kind == "preferences":
         for name in (prompt, *answers):
-            table[f"{name}_words"] = _hashes(text or "" for text in words[name])
+            table[f"{name}_words"] = hash_texts(text or "" for text in words[name])
     if kind == "prompts":
         table["has_answer"] = ["answer" in row for row in listed]
-        table["answer"] = _hashes(_key(row.get("answer")) for row in listed)
+        table["answer"] = hash_texts(_key(row.get("answer")) for row in listed)
     return table
 
 
@@ -95,11 +95,11 @@ def _add_text(table: pd.DataFrame, name: str, values: list[Any]) -> list[str | N
     table[f"{name}_characters"] = _integers([None if text is None else len(text) for text in words])
     table[f"{name}_form"] = _objects(forms)
     table[f"{name}_turns"] = [form != "messages" or turns(value) for value, form in zip(values, forms, strict=True)]
-    table[f"{name}_key"] = _hashes(_key(value) for value in values)
+    table[f"{name}_key"] = hash_texts(_key(value) for value in values)
     return words
 
 
-def _hashes(texts: Iterable[str]) -> Any:
+def hash_texts(texts: Iterable[str]) -> Any:
     """Sixty-four bits of each text's hash: a million texts share one by chance once in 40 million files."""
     import numpy as np
 
