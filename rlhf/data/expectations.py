@@ -70,7 +70,7 @@ def judge(context: FileDataContext, table: pd.DataFrame, suite: ExpectationSuite
     """Run a suite on a table with a checkpoint that adds a page to the Data Docs; `stage` names the page.
 
     The table's column `row` tells which rows fail; a row's reason is that of the first expectation it fails. A table
-    without one is judged as a whole, and the page names some rows by `id`.
+    without one is judged as a whole, and the page shows some of the unexpected values.
     """
     import great_expectations as gx
     from great_expectations.checkpoint.actions import UpdateDataDocsAction
@@ -86,10 +86,12 @@ def judge(context: FileDataContext, table: pd.DataFrame, suite: ExpectationSuite
             validation_definitions=[validation],
             actions=[UpdateDataDocsAction(name="data docs")],
             result_format={
-                "result_format": "COMPLETE" if "row" in table else "SUMMARY",
-                "unexpected_index_column_names": ["row" if "row" in table else "id"],
+                "result_format": "COMPLETE",
+                "unexpected_index_column_names": ["row"],
                 "include_unexpected_rows": False,
-            },
+            }
+            if "row" in table
+            else {"result_format": "SUMMARY"},
         )
     )
     run = RunIdentifier(run_name=stage, run_time=datetime.strptime(NO_TIME, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC))
@@ -255,7 +257,9 @@ def _table(kind: str, limits: ValidateParams, has_answers: bool) -> list[Any]:
 # quality ------------------------------------------------------------------------------------------
 
 SHARES = ("near_duplicates", "contaminated", "repeats_prompt", "holds_other_answer", "on_cycle")
-"""Columns of marks whose share is bounded by the limits of the same name."""
+"""Checks of single rows, each bounded by the limits of the same name; their columns hold `-`, or the id of a row that
+fails, so that the page names some of them without a list of all."""
+SOUND = "-"
 
 
 def build_quality_expectations(columns: Iterable[str], limits: QualityParams) -> list[Any]:
@@ -295,7 +299,7 @@ def _marked(name: str, kind: str, most: float) -> Any:
     from great_expectations import expectations as gxe
 
     return gxe.ExpectColumnValuesToBeInSet(
-        column=name, value_set=[False], mostly=1 - most, severity=_severity(kind), meta=_meta(kind, name)
+        column=name, value_set=[SOUND], mostly=1 - most, severity=_severity(kind), meta=_meta(kind, name)
     )
 
 

@@ -42,13 +42,13 @@ def last_turn(prompt: Any) -> str:
     return prompt[-1]["content"] if isinstance(prompt, list) else prompt
 
 
-def holds(text: str, other: str) -> bool:
-    """Whether the other text, of twenty characters or more, stands in this one; case and white space aside."""
-    sought = _plain(other)
-    return len(sought) >= LEAST_CHARACTERS and sought in _plain(text)
+def holds(plain: str, other: str) -> bool:
+    """Whether the other plain text, of twenty characters or more, stands in this one."""
+    return len(other) >= LEAST_CHARACTERS and other in plain
 
 
-def _plain(text: str) -> str:
+def make_plain(text: str) -> str:
+    """The text in small letters, with single spaces."""
     return " ".join(text.casefold().split())
 
 

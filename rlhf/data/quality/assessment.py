@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf.data.formats import SPLITS, Row, completion_text
+from rlhf.data.formats import SPLITS, Row, completion_text, row_id
 from rlhf.data.measurements import hash_texts
-from rlhf.data.quality.answers import STYLE, holds, last_turn, standardise
+from rlhf.data.quality.answers import STYLE, holds, last_turn, make_plain, standardise
 from rlhf.data.quality.contamination import MUCH, HeldOut
 from rlhf.data.quality.cycles import find_cycles
 from rlhf.data.quality.near_duplicates import find_minima, find_near_duplicates, sketch
@@ -105,24 +105,27 @@ def _read_batch(batch: list[Row], split: str, kind: str, held_out: list[HeldOut]
     )
     contents = ["\0".join([own, *rest]) for own, rest in zip(texts[prompt], answers, strict=True)]
     read = {
-        "id": np.array([row["id"] for row in batch], dtype=object),
+        "id": np.array([str(row.get("id") or row_id(row)) for row in batch], dtype=object),
         "split": np.full(len(batch), SPLITS.index(split), dtype=np.int8),
         "sketches": np.stack(sketches, axis=1),
         "contents": hash_texts(contents),
     }
     if names:
-        asked = [last_turn(row[prompt]) for row in batch]
+        plain = [[make_plain(texts[name][place]) for name in names] for place in range(len(batch))]
+        asked = [make_plain(last_turn(row[prompt])) for row in batch]
         read["repeats_prompt"] = _flags(
-            any(holds(texts[name][place], own) for name in names) for place, own in enumerate(asked)
+            any(holds(answer, own) for answer in own_answers) for own, own_answers in zip(asked, plain, strict=True)
         )
-    return read | (_read_pairs(batch, texts) if kind == "preferences" else {})
+        if kind == "preferences":
+            read["holds_other_answer"] = _flags(holds(one, other) or holds(other, one) for one, other in plain)
+            read |= _read_pairs(batch, texts)
+    return read
 
 
 def _read_pairs(batch: list[Row], texts: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
     pairs = list(zip(texts["chosen"], texts["rejected"], strict=True))
     first = [row.get(SHOWN_FIRST) for row in batch]
     read = {
-        "holds_other_answer": _flags(holds(one, other) or holds(other, one) for one, other in pairs),
         "first_wins": np.array(
             [{"chosen": 1.0, "rejected": 0.0}.get(str(own), np.nan) for own in first], dtype=np.float32
         ),

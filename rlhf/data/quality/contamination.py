@@ -32,7 +32,7 @@ class HeldOut:
     def mark(self, words: Words) -> None:
         """Note which runs stand in these training texts."""
         if len(self._known):
-            runs = np.unique(_runs_of(words)[0])
+            runs = np.sort(_runs_of(words)[0])  # looked up in order they are found faster
             places = np.minimum(np.searchsorted(self._known, runs), len(self._known) - 1)
             self._is_seen[places[self._known[places] == runs]] = True
 

@@ -61,6 +61,8 @@ def find_near_duplicates(sketches: np.ndarray, contents: np.ndarray, groups: np.
     """
     rows, texts, _ = sketches.shape
     twins = np.full(rows, -1, dtype=np.int64)
+    if not rows:
+        return twins
     width = _BAND // texts
     bands = sketches.reshape(rows, texts, -1, width).transpose(2, 0, 1, 3)
     for band in bands:

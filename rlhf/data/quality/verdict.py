@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.expectations import SHARES, add_suite, build_quality_expectations, judge
+from rlhf.data.expectations import SHARES, SOUND, add_suite, build_quality_expectations, judge
 from rlhf.data.quality.assessment import Assessment, assess
 from rlhf.data.sources import Rows
 from rlhf.params import QualityParams
 
 if TYPE_CHECKING:
+    import pandas as pd
     from great_expectations.data_context.data_context.file_data_context import FileDataContext
 
 FINDINGS = {
@@ -44,10 +45,19 @@ def _judge(kind: str, assessed: Assessment, limits: QualityParams, context: File
     if not assessed.figures["rows"]:
         return Verdict(assessed.figures | {"failed": [], "warnings": []}, [])
     suite = add_suite(context, f"{kind} quality", build_quality_expectations(assessed.table.columns, limits))
-    judgement = judge(context, assessed.table, suite, "kept")
+    judgement = judge(context, _with_ids(assessed.table), suite, "kept")
     problems = [_problem(kind, name, assessed, limits) for name in judgement.failed]
     figures = assessed.figures | {"failed": judgement.failed, "warnings": judgement.warnings}
     return Verdict(figures, problems)
+
+
+def _with_ids(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the row's id in place of a mark that is true, `-` for one that is false."""
+    shown = table.copy()
+    for name in SHARES:
+        if name in table:
+            shown[name] = table["id"].where(table[name] == True, SOUND).where(table[name].notna(), None)  # noqa: E712
+    return shown
 
 
 def _problem(kind: str, name: str, assessed: Assessment, limits: QualityParams, shown: int = 3) -> str:
