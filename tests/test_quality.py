@@ -155,8 +155,10 @@ def find(*preferences: str) -> Any:
 def test_a_circle_is_found_and_named() -> None:
     found = find("p:xy", "q:ab", "p:ab", "p:bc", "q:bc", "p:ca", "p:ad", "q:ac")
     assert (found.triples, found.cyclic, found.left_out) == (2, 1, 0)
-    assert found.on_cycle.tolist() == [False, False, True, True, False, True, False, False]
+    assert (found.shares > 0).tolist() == [False, False, True, True, False, True, False, False]
     assert found.example == [2, 3, 5]
+    # To p, a is over b in one triple, which goes round; d was compared with a alone.
+    assert np.nan_to_num(found.shares, nan=-1).tolist() == [-1, 0, 1, 1, 0, 1, -1, 0]
 
 
 def test_what_is_no_circle() -> None:
@@ -164,7 +166,11 @@ def test_what_is_no_circle() -> None:
     assert find("p:ab", "p:bc").triples == 0  # a and c were not compared
     assert find().triples == find("p:ab", "p:ba", "p:bc", "p:ca").triples == 0  # a and b are a tie
     majority = find("p:ab", "p:ba", "p:ab", "p:bc", "p:ca")
-    assert (majority.triples, majority.cyclic, majority.on_cycle.tolist()) == (1, 1, [True, False, True, True, True])
+    assert (majority.triples, majority.cyclic, (majority.shares > 0).tolist()) == (
+        1,
+        1,
+        [True, False, True, True, True],
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -187,7 +193,7 @@ def test_circles_by_brute_force(preferences: list[tuple[str, str, str]]) -> None
     ]
     found = find(*(f"{p}:{a}{b}" for p, a, b in preferences))
     assert (found.triples, found.cyclic) == (len(compared), len(circles))
-    assert found.on_cycle.tolist() == [any(own in circle for circle in circles) for own in preferences]
+    assert (found.shares > 0).tolist() == [any(own in circle for circle in circles) for own in preferences]
     assert bool(found.example) == bool(circles)
     if circles:
         assert {preferences[row] for row in found.example} in circles
@@ -197,7 +203,7 @@ def test_answers_beyond_the_bound_are_counted(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cycles_module, "MOST_ANSWERS", 3)
     found = find("p:ab", "p:bc", "p:cd", "p:ca", "p:de")
     assert (found.triples, found.cyclic, found.left_out) == (1, 1, 2)
-    assert found.on_cycle.tolist() == [True, True, False, True, False]
+    assert (found.shares > 0).tolist() == [True, True, False, True, False]
 
 
 # answers ------------------------------------------------------------------------------------------
@@ -352,7 +358,7 @@ def test_a_sample_is_of_whole_prompts_and_always_the_same() -> None:
 
 CIRCLE = [pair("w1 w2", "a", "b"), pair("w1 w2", "b", "c"), pair("w1 w2", "c", "a"), pair("w7", "a!", "b")]
 WARNED: list[tuple[str, list[Row], float]] = [
-    ("on_cycle", CIRCLE, 0.7),
+    ("cycles", CIRCLE, 0.9),
     ("near_duplicates", [{"prompt": f"{essay(1)} {n}"} for n in range(4)], 0.5),
     ("contaminated", [{"prompt": essay(1)}, {"prompt": essay(2)}], 0.9),
     ("repeats_prompt", [{"prompt": essay(1), "completion": essay(1)}, {"prompt": "w1", "completion": "a"}], 0.3),
@@ -370,7 +376,7 @@ def judged(tmp_path: Path, rows: list[Row], **limits: Any) -> Verdict:
 
 @pytest.mark.parametrize(("name", "rows", "below"), WARNED, ids=[name for name, *_ in WARNED])
 def test_each_check_warns_or_stops_from_its_limit_on(tmp_path: Path, name: str, rows: list[Row], below: float) -> None:
-    column = {"position": "first_wins", "style": "style_exclamations"}.get(name, name)
+    column = {"cycles": "cyclic_share", "position": "first_wins", "style": "style_exclamations"}.get(name, name)
     warned = judged(tmp_path / "warn", rows, **{name: {"warn": below, "stop": None}})
     assert (column in warned.metrics["warnings"], warned.problems) == (True, [])
     stopped = judged(tmp_path / "stop", rows, **{name: {"warn": None, "stop": below}})
@@ -382,13 +388,11 @@ def test_each_check_warns_or_stops_from_its_limit_on(tmp_path: Path, name: str, 
 
 def test_the_stage_shows_quality_in_metrics_and_pages(workspace: Paths) -> None:
     add(workspace, "preferences", *(row | {"prompt": "w1 w2"} for row in CIRCLE[:3]))
-    with pytest.raises(
-        UserError, match=r"preferences: 15\.8% lie on a circle of preferences.* \(such as \w+ \w+ \w+\)"
-    ):
-        check(workspace, quality=quality(on_cycle={"warn": 0.01, "stop": 0.1}))
+    with pytest.raises(UserError, match=r"preferences: 100\.0% of the triples .* in a circle \(such as \w+ \w+ \w+\)"):
+        check(workspace, quality=quality(cycles={"warn": 0.01, "stop": 0.1}))
     metrics = json.loads(workspace.metrics("validate").read_text(encoding="utf-8"))
     assert (metrics["success"], metrics["preferences"]["success"], metrics["sft"]["success"]) == (False, False, True)
-    assert metrics["warnings"] == ["preferences: on_cycle"]
+    assert metrics["warnings"] == ["preferences: cyclic_share"]
     found = metrics["preferences"]["quality"]
     assert (found["rows"], found["cycles"]["cyclic"], found["on_cycle"]) == (19, 1, pytest.approx(3 / 19, abs=1e-5))
     pages = [page.read_text("utf-8") for page in workspace.report("validate").rglob("*.html")]

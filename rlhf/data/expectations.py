@@ -256,9 +256,11 @@ def _table(kind: str, limits: ValidateParams, has_answers: bool) -> list[Any]:
 
 # quality ------------------------------------------------------------------------------------------
 
-SHARES = ("near_duplicates", "contaminated", "repeats_prompt", "holds_other_answer", "on_cycle")
+SHARES = ("near_duplicates", "contaminated", "repeats_prompt", "holds_other_answer")
 """Checks of single rows, each bounded by the limits of the same name; their columns hold `-`, or the id of a row that
 fails, so that the page names some of them without a list of all."""
+NAMED = (*SHARES, "on_cycle")
+"""These, and one that is bounded by another figure."""
 SOUND = "-"
 
 
@@ -275,7 +277,10 @@ def build_quality_expectations(columns: Iterable[str], limits: QualityParams) ->
         if name in present
         for kind, bound in _bounds(getattr(limits, name), anything=1.0)
     ]
+    if "on_cycle" in present:
+        checks.append(_marked("on_cycle", "warning", 1.0))
     means = [(name, limits.style, 0.0) for name in present if name.startswith("style_")]
+    means += [("cyclic_share", limits.cycles, 0.0)] if "cyclic_share" in present else []
     means += [("first_wins", limits.position, 0.5)] if "first_wins" in present else []
     return checks + [
         _mean_near(name, kind, middle, bound)

@@ -44,9 +44,9 @@ def assess(kept: Mapping[str, Mapping[str, Rows]], most_rows: int | None) -> dic
     contamination are then found less often than they occur.
 
     Columns: `id`, `split`, `near_duplicates`, `contaminated` (null for training rows and short prompts); where
-    there are answers `repeats_prompt`; for preferences `holds_other_answer`, `on_cycle`, `first_wins` (whether the
-    answer shown first was chosen, null where that is unknown; no column where it is unknown of all) and `style_x` for
-    every mark of style x (chosen - rejected, in standard deviations).
+    there are answers `repeats_prompt`; for preferences `holds_other_answer`, `on_cycle`, `cyclic_share`, `first_wins`
+    (whether the answer shown first was chosen) and `style_x` for every mark of style x (chosen - rejected, in standard
+    deviations). `cyclic_share` and `first_wins` are null where unknown, and missing where that is so of all rows.
     """
     drawn = {kind: _draw(splits, most_rows) for kind, splits in kept.items()}
     held_out = {kind: HeldOut(map(_prompt_words, _batches(splits["test"]))) for kind, splits in drawn.items()}
@@ -178,9 +178,13 @@ def _contaminated(split: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 def _combine_pairs(read: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
     cycles = find_cycles(read["prompt_key"], read["chosen_key"], read["rejected_key"])
-    marks: dict[str, Any] = {"holds_other_answer": read["holds_other_answer"], "on_cycle": cycles.on_cycle}
+    marks: dict[str, Any] = {"holds_other_answer": read["holds_other_answer"], "on_cycle": cycles.shares > 0}
     figures: dict[str, Any] = {name: _share(own) for name, own in marks.items()}
     marks |= {f"style_{name}": standardise(read[f"style_{name}"].astype(float)) for name in STYLE}
+    judged = cycles.shares[~np.isnan(cycles.shares)]
+    if len(judged):
+        marks["cyclic_share"] = cycles.shares
+    figures["cyclic_share"] = _share(judged)
     figures["cycles"] = {
         "triples": cycles.triples,
         "cyclic": cycles.cyclic,

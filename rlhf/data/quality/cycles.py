@@ -14,13 +14,14 @@ MOST_ANSWERS = 512
 class Cycles:
     """Triples of answers to one prompt of which every two were compared, and those among them that go round.
 
-    `on_cycle` says of every row whether it is part of such a circle, `(rows,)`; `example` is the rows of one, or empty;
-    `left_out` counts rows that were not looked at, as their prompt has too many answers.
+    `shares` says of every row how many of the triples it belongs to go round, `(rows,)`, NaN where it belongs to none
+    or is outvoted; preferences by lot make it a quarter. `example` is the rows of one circle, or empty; `left_out`
+    counts rows that were not looked at, as their prompt has too many answers.
     """
 
     triples: int
     cyclic: int
-    on_cycle: np.ndarray
+    shares: np.ndarray
     example: list[int]
     left_out: int
 
@@ -31,7 +32,7 @@ def find_cycles(prompts: np.ndarray, winners: np.ndarray, losers: np.ndarray) ->
     The three are keys, `(rows,)`. Of two answers compared several times the one preferred more often wins; where none
     is, they do not count as compared: contradictions are a check of their own.
     """
-    on_cycle = np.zeros(len(prompts), dtype=bool)
+    shares = np.full(len(prompts), np.nan)
     triples, cyclic, left_out, example = 0, 0, 0, list[int]()
     order = np.argsort(prompts, kind="stable")
     borders = np.flatnonzero(prompts[order][1:] != prompts[order][:-1]) + 1
@@ -44,11 +45,13 @@ def find_cycles(prompts: np.ndarray, winners: np.ndarray, losers: np.ndarray) ->
         through = (beats @ beats).T * beats  # ways back from the loser to the winner, over one other answer
         compared = beats + beats.T
         cyclic += round(float(through.sum())) // 3
-        triples += round(float(((compared @ compared) * compared).sum())) // 6
-        on_cycle[rows[is_in]] = through[first[is_in], second[is_in]] > 0
+        around = (compared @ compared) * beats
+        triples += round(float(around.sum())) // 3
+        own = (first[is_in], second[is_in])
+        shares[rows[is_in]] = np.where(around[own] > 0, through[own] / np.maximum(around[own], 1), np.nan)
         if not example and through.any():
             example = _example(rows[is_in], first[is_in], second[is_in], beats, through)
-    return Cycles(triples, cyclic, on_cycle, example, left_out)
+    return Cycles(triples, cyclic, shares, example, left_out)
 
 
 def _tournament(winners: np.ndarray, losers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

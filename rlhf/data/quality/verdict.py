@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.expectations import SHARES, SOUND, add_suite, build_quality_expectations, judge
+from rlhf.data.expectations import NAMED, SHARES, SOUND, add_suite, build_quality_expectations, judge
 from rlhf.data.quality.assessment import Assessment, assess
 from rlhf.data.sources import Rows
 from rlhf.params import QualityParams
@@ -20,7 +20,6 @@ FINDINGS = {
     "contaminated": "of the held-out prompts stand in training texts; hold out others, or drop those texts",
     "repeats_prompt": "have an answer that holds the prompt; cut it out",
     "holds_other_answer": "have an answer that holds the other one; cut it out, or drop them",
-    "on_cycle": "lie on a circle of preferences; settle which answer is best",
 }
 """What a share is of, and the remedy."""
 
@@ -54,7 +53,7 @@ def _judge(kind: str, assessed: Assessment, limits: QualityParams, context: File
 def _with_ids(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the row's id in place of a mark that is true, `-` for one that is false."""
     shown = table.copy()
-    for name in SHARES:
+    for name in NAMED:
         if name in table:
             shown[name] = table["id"].where(table[name] == True, SOUND).where(table[name].notna(), None)  # noqa: E712
     return shown
@@ -68,6 +67,12 @@ def _problem(kind: str, name: str, assessed: Assessment, limits: QualityParams, 
         return (
             f"{kind}: {figures[name]:.1%} {FINDINGS[name]} (such as {examples}), or raise "
             f"validate.quality.{name}.stop {stop:g}"
+        )
+    if name == "cyclic_share":
+        return (
+            f"{kind}: {figures[name]:.1%} of the triples that pairs belong to go round in a circle (such as "
+            f"{' '.join(figures['cycles']['example'])}), above validate.quality.cycles.stop {limits.cycles.stop:g}; "
+            "settle which answer is best, or raise it"
         )
     if name == "first_wins":
         return (
