@@ -160,9 +160,9 @@ class EffectLimits(QualityLimits):
 class QualityParams(Section):
     """What rows that are sound one by one may be together; rlhf.data.quality says how each is measured.
 
-    `rows` is about how many rows of a kind are looked at (whole prompts, drawn by their hash), null all. `cycles` bounds
-    the mean share of circles among the triples of a pair, `style` the size of every effect, `position` how far the
-    share of wins of the answer shown first is from a half; the others bound a share of rows.
+    `rows` is about how many rows of a kind are looked at (whole prompts, drawn by their hash), null all. `cycles`
+    bounds the mean share of circles among the triples of a pair, `style` the size of every effect, `position` how far
+    the share of wins of the answer shown first is from a half; the others bound a share of rows.
     """
 
     rows: PositiveInt | None
