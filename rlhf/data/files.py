@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rlhf.data.formats import Row
-from rlhf.errors import UserError, first_line
+from rlhf.errors import UserError, brief, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -225,7 +225,7 @@ def _read_csv(path: Path, shown: str) -> Iterator[Placed]:
 
 
 def _csv_header(cells: list[str], place: str) -> list[str]:
-    bad = next((name for name in cells if not name.strip() or cells.count(name) > 1), None)
+    bad = next((brief(name) for name in cells if not name.strip() or cells.count(name) > 1), None)
     if bad is not None:
         raise UserError(f"{place}: the column name {bad!r} is empty or stands twice; give every column its own name")
     return cells
@@ -252,7 +252,9 @@ def _read_parquet(path: Path, shown: str) -> Iterator[Placed]:
     try:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=BATCH)
         yield from _numbered((row for batch in batches for row in batch.to_pylist()), shown)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # pyarrow raises one without a number for a damaged page
+            raise
         raise UserError(f"{shown} is no readable Parquet file ({first_line(error)}); write it again") from None
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf.data.formats import Row, render_prompt, row_id
 from rlhf.data.sources import REQUIRED, REQUIRED_NUMBERS
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
+Item = TypeVar("Item")
 ROLES = ("system", "user", "assistant", "tool")
 NUMBERS = ("margin", "weight")
 """Optional columns that training reads as numbers."""
@@ -37,7 +39,7 @@ def measure(rows: Mapping[str, Iterable[Row]], kind: str, tokenizer: PreTrainedT
     import pandas as pd
 
     listed = ((split, row) for split, members in rows.items() for row in members)
-    parts = [_measure_batch(batch, kind, tokenizer) for batch in _batches(listed, BATCH)]
+    parts = [_measure_batch(batch, kind, tokenizer) for batch in in_batches(listed, BATCH)]
     table = pd.concat(parts or [_measure_batch([], kind, tokenizer)], ignore_index=True)
     table.insert(0, "row", range(len(table)))
     _add_form_fit(table, REQUIRED[kind])
@@ -50,7 +52,7 @@ def measure(rows: Mapping[str, Iterable[Row]], kind: str, tokenizer: PreTrainedT
     return table
 
 
-def _batches(items: Iterable[tuple[str, Row]], size: int) -> Iterator[list[tuple[str, Row]]]:
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Lists of `size` items, the last one of what is left."""
     left = iter(items)
     while batch := list(islice(left, size)):
@@ -77,13 +79,13 @@ def _measure_batch(batch: list[tuple[str, Row]], kind: str, tokenizer: PreTraine
         table[f"has_{name}"] = [name in row for row in listed]
         table[name] = [float(row[name]) if _is_number(row.get(name)) else math.nan for row in listed]
     keys = [*REQUIRED[kind], *REQUIRED_NUMBERS.get(kind, ()), "annotator"]
-    table["content"] = _hashes(_key([row.get(name) for name in keys]) for row in listed)
+    table["content"] = hash_texts(_key([row.get(name) for name in keys]) for row in listed)
     if kind == "preferences":
         for name in (prompt, *answers):
-            table[f"{name}_words"] = _hashes(text or "" for text in words[name])
+            table[f"{name}_words"] = hash_texts(text or "" for text in words[name])
     if kind == "prompts":
         table["has_answer"] = ["answer" in row for row in listed]
-        table["answer"] = _hashes(_key(row.get("answer")) for row in listed)
+        table["answer"] = hash_texts(_key(row.get("answer")) for row in listed)
     return table
 
 
@@ -95,11 +97,11 @@ def _add_text(table: pd.DataFrame, name: str, values: list[Any]) -> list[str | N
     table[f"{name}_characters"] = _integers([None if text is None else len(text) for text in words])
     table[f"{name}_form"] = _objects(forms)
     table[f"{name}_turns"] = [form != "messages" or turns(value) for value, form in zip(values, forms, strict=True)]
-    table[f"{name}_key"] = _hashes(_key(value) for value in values)
+    table[f"{name}_key"] = hash_texts(_key(value) for value in values)
     return words
 
 
-def _hashes(texts: Iterable[str]) -> Any:
+def hash_texts(texts: Iterable[str]) -> Any:
     """Sixty-four bits of each text's hash: a million texts share one by chance once in 40 million files."""
     import numpy as np
 
@@ -236,7 +238,7 @@ def _add_number_fit(table: pd.DataFrame, needed: tuple[str, ...]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _key(value: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 from rlhf.data.files import Records, dataset_rows, read_file
 from rlhf.data.formats import Row, with_id
 from rlhf.data.shapes import SHAPES
-from rlhf.errors import UserError, first_line
+from rlhf.errors import UserError, brief, first_line
 from rlhf.params import FileSource, HubSource, VoteMethod
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _unrepeated(records: Records) -> Iterator[Row]:
             key = blake2b(json.dumps(row["id"], sort_keys=True).encode(), digest_size=8).digest()
             if key in first_places:
                 raise UserError(
-                    f"{records.shown}: id {row['id']!r} stands on {records.unit} {first_places[key]} and "
+                    f"{records.shown}: id {brief(repr(row['id']))} stands on {records.unit} {first_places[key]} and "
                     f"on {records.unit} {place}; give every row its own id or drop the column"
                 )
             first_places[key] = place
@@ -123,9 +123,15 @@ def _require_mapped(found: list[str], columns: dict[str, str], shown: str, kind:
         if theirs not in found:
             near = difflib.get_close_matches(theirs, found, n=1, cutoff=0.0)
             raise UserError(
-                f"{shown} has no column {theirs!r} for {name!r} (found: {', '.join(found)}); "
-                f"did you mean {near[0] if near else ''!r} in prepare.data.{kind}.columns?"
+                f"{shown} has no column {theirs!r} for {name!r} (found: {_listed(found)}); "
+                f"did you mean {brief(near[0]) if near else ''!r} in prepare.data.{kind}.columns?"
             )
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(brief(name, 20) for name in names[:most]) + more or "none"
 
 
 def _rename(row: Row, columns: dict[str, str]) -> Row:
@@ -141,9 +147,9 @@ def _require_columns(found: list[str], required: tuple[str, ...], shown: str, ki
         if name not in found:
             others = [column for column in found if column not in required]
             near = difflib.get_close_matches(name, others, n=1, cutoff=0.0)
-            hint = f"{{{name}: {near[0]}}}" if near else "it"
+            hint = f"{{{name}: {brief(near[0])}}}" if near else "it"
             raise UserError(
-                f"{shown} has no column {name!r}, which {kind} rows need (found: {', '.join(found) or 'none'}); "
+                f"{shown} has no column {name!r}, which {kind} rows need (found: {_listed(found)}); "
                 f"add it, or map one with prepare.data.{kind}.columns, such as {hint}"
             )
 

@@ -229,6 +229,44 @@ class PrepareParams(Section):
 # validate -----------------------------------------------------------------------------------------
 
 
+class QualityLimits(Section):
+    """From where on a share of the rows kept is a warning, and from where on it stops the pipeline; null: never."""
+
+    warn: Share | None
+    stop: Share | None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> QualityLimits:
+        if self.warn is not None and self.stop is not None and self.warn > self.stop:
+            raise ValueError(f"warn is {self.warn:g} but stop is {self.stop:g}; lower the first")
+        return self
+
+
+class EffectLimits(QualityLimits):
+    """The same for the size of an effect, in standard deviations."""
+
+    warn: NonNegativeFloat | None
+    stop: NonNegativeFloat | None
+
+
+class QualityParams(Section):
+    """What rows that are sound one by one may be together; rlhf.data.quality says how each is measured.
+
+    `rows` is about how many rows of a kind are looked at (whole prompts, drawn by their hash), null all. `cycles`
+    bounds the mean share of circles among the triples of a pair, `style` the size of every effect, `position` how far
+    the share of wins of the answer shown first is from a half; the others bound a share of rows.
+    """
+
+    rows: PositiveInt | None
+    near_duplicates: QualityLimits
+    contaminated: QualityLimits
+    repeats_prompt: QualityLimits
+    holds_other_answer: QualityLimits
+    cycles: QualityLimits
+    style: EffectLimits
+    position: QualityLimits
+
+
 class ValidateParams(Section):
     """Gates on the data; a broken row is set aside, too many of them stop the pipeline."""
 
@@ -239,3 +277,4 @@ class ValidateParams(Section):
     max_duplicate_share: Share
     max_contradiction_share: Share
     max_length_bias: Share
+    quality: QualityParams
