@@ -20,7 +20,7 @@ IGNORED = -100
 class Reading:
     """A row as a model reads it: the ids of each of its sequences, and where in each the answer begins.
 
-    A demonstration, a rated answer and a prompt have one sequence, a pair has two.
+    A demonstration and a rated answer have one sequence, a pair has two; of a prompt no answer begins.
     """
 
     row: str
@@ -30,7 +30,7 @@ class Reading:
     @property
     def answers(self) -> list[list[int]]:
         """The part of each sequence that is an answer, its end token included."""
-        return [ids[start:] for ids, start in zip(self.sequences, self.starts, strict=True)]
+        return [ids[start:] for ids, start in zip(self.sequences, self.starts, strict=False)]
 
     @property
     def length(self) -> int:
@@ -58,8 +58,8 @@ def _shared(prompt_ids: list[int], ids: list[int]) -> int:
 
 
 def read_prompt(tokenizer: Any, row: Row) -> Reading:
-    """The prompt alone, all of it counting as what has to fit."""
-    return Reading(row["id"], (encode_prompt(tokenizer, row["prompt"]),), (0,))
+    """The prompt alone."""
+    return Reading(row["id"], (encode_prompt(tokenizer, row["prompt"]),), ())
 
 
 def encode_prompt(tokenizer: Any, prompt: Any) -> list[int]:

@@ -87,6 +87,12 @@ def test_losing_too_many_rows_stops() -> None:
         make_ledger(max_lost_share=0.1).admit("a", rows, Limit(5, "short"), TOKENIZER)
 
 
+def test_a_prompt_has_no_answer_that_could_lack_its_end() -> None:
+    ledger = make_ledger()
+    assert ledger.admit("prompts", [Reading("p", ([7, 8],), ())], Limit(5, "short"), TOKENIZER)
+    assert ledger.accounts["prompts"].without_end == 0
+
+
 def test_two_begin_tokens_are_refused() -> None:
     doubled = reading("r1", [3, END], prompt=(BEGIN, BEGIN, 7))
     with pytest.raises(UserError, match=r"row r1 of a begins with the token <s> twice"):
