@@ -203,6 +203,8 @@ def test_demonstrations_earn_what_their_form_is_worth(workspace: Paths, name: st
         pytest.skip("demonstrations stay as they are")
     prepare.run(params, workspace, no_log)
     rows = read_rows(workspace.prepared / "sft" / "train.jsonl")
+    right = {row["answer"] for row in read_rows(workspace.prepared / "prompts" / "train.jsonl")}
+    assert right == ({"34"} if name == "qwen3-maths" else {"7"})
     (policy,) = params.policies.values()
     assert isinstance(policy, GRPOParams)
     columns = {"answer": ["7"] * len(rows)}

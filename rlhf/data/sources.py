@@ -100,7 +100,7 @@ def _load_hub(source: HubSource) -> Records:
         ) from None
     # An id has one slash: what follows a second one is a folder of the dataset.
     parts = source.name.split("/")
-    folder = {"data_dir": "/".join(parts[2:])} if parts[2:] else {}
+    folder: dict[str, Any] = {"data_dir": "/".join(parts[2:])} if parts[2:] else {}
     try:
         dataset: Any = datasets.load_dataset(
             "/".join(parts[:2]), source.config, split=source.split, revision=source.revision, **folder
