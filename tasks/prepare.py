@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.data.formats import SPLITS, Row, write_rows
-from rlhf.data.sources import Kind
+from rlhf.data.sources import Kind, Treatment
 from rlhf.data.splits import prepare_source
 from rlhf.data.world import World, make_world
 from rlhf.params import Params, Source, WorldSource
@@ -33,8 +33,9 @@ def _write_rows_of(
     """Both splits of a kind; the number of rows in each."""
     folder = paths.prepared / kind
     if source is not None and not isinstance(source, WorldSource):
-        votes = params.prepare.data.votes if kind == "preferences" else "keep"
-        return prepare_source(source, kind, paths.root, params.seed, folder, votes)
+        data = params.prepare.data
+        treatment = Treatment(data.votes, data.system, data.form)
+        return prepare_source(source, kind, paths.root, params.seed, folder, treatment)
     splits: tuple[list[Row], list[Row]] = getattr(world, kind) if source else ([], [])
     for split, rows in zip(SPLITS, splits, strict=True):
         write_rows(folder / f"{split}.jsonl", rows)

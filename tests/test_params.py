@@ -161,6 +161,8 @@ def edited(tmp_path):
         ("evaluate.gold", {"kind": "anser"}, r"evaluate\.gold"),
         ("evaluate.gold", "judge", r"evaluate\.gold is 'judge' but reward\.judge is false"),
         ("prepare.data.preferences", None, r"prepare\.data\.preferences is null but policies\.dpo needs"),
+        ("prepare.data.system", "Be brief.", r"prepare\.data: system is given but sft comes from the world"),
+        ("prepare.data.form", "{solution}{answer}", r"prepare\.data: form is given but sft comes from the world"),
         ("prepare.world", None, r"prepare: world is null but prepare\.base_model comes from it"),
         ("prepare.chat_template", "chatml", r"prepare\.chat_template is 'chatml'; input should be 'own' or 'plain'"),
         ("prepare.world.min_steps", 4, r"min_steps is 4 but max_steps is 2"),

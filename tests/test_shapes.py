@@ -615,10 +615,13 @@ def test_params_refuse_a_shape_of_another_kind() -> None:
     source = {"kind": "file", "path": "a", "columns": {}, "test_share": 0.1, "limit": None}
     world = {"kind": "world"}
     values = {"sft": {**source, "shape": "hh_preferences"}, "preferences": None, "ratings": None, "prompts": world}
-    values["votes"] = "keep"
+    values |= {"votes": "keep", "system": None, "form": None}
     with pytest.raises(ValueError, match=r"sft.shape is hh_preferences, which gives preferences; did you mean hh_sft"):
         DataParams(**values)
-    DataParams(**values | {"sft": {**source, "shape": "argument_texts"}})
+    values |= {"sft": {**source, "shape": "argument_texts"}, "prompts": {**source, "shape": "argument_prompts"}}
+    DataParams(**values | {"form": "{solution}{answer}"})
+    with pytest.raises(ValueError, match=r"form has no {answer}; write it where"):
+        DataParams(**values | {"form": "{solution} {Answer}"})
 
 
 @pytest.mark.parametrize(

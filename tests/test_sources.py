@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from rlhf.data import sources
 from rlhf.data.formats import Row, read_rows, row_id, with_ids, write_rows
+from rlhf.data.sources import Treatment
 from rlhf.data.splits import prepare_source, split_by_prompt
 from rlhf.errors import UserError
 from rlhf.params import FileSource, HubSource
@@ -232,7 +233,7 @@ def test_votes_become_one_row_before_the_limit(tmp_path: Path) -> None:
     votes.append({"prompt": "p", "chosen": "b", "rejected": "a", "annotator": "z"})
     put(tmp_path / "a.jsonl", as_json_lines([*votes, {**verdict, "prompt": "q", "annotator": "x"}]))
     assert len(load_source(source("a.jsonl"), "preferences", tmp_path)) == 4
-    pair, single = load_source(source("a.jsonl", limit=2), "preferences", tmp_path, "majority")
+    pair, single = load_source(source("a.jsonl", limit=2), "preferences", tmp_path, Treatment("majority"))
     assert (pair["chosen"], pair["votes"], pair["agreement"]) == ("a", 3, pytest.approx(2 / 3))
     assert (single["prompt"], single["annotator"]) == ("q", "x")
 
@@ -264,6 +265,8 @@ def test_hub_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert load_source(hub(config="small"), "sft", tmp_path) == with_ids(ROWS)
     assert asked == [(("someone/pairs", "small"), {"split": "train", "revision": "abc"})]
+    load_source(hub(name="someone/pairs/harmless/base"), "sft", tmp_path)
+    assert asked[1] == (("someone/pairs", None), {"split": "train", "revision": "abc", "data_dir": "harmless/base"})
 
 
 @pytest.mark.parametrize(
@@ -369,6 +372,48 @@ def test_argument_shapes_need_both_files(debate: Path) -> None:
     put(debate / "other.jsonl", as_json_lines(ROWS))
     with pytest.raises(UserError, match=r"other.jsonl is neither pairs_5annotators.jsonl nor arguments.jsonl"):
         load_source(source("other.jsonl", shape="argument_pairs"), "preferences", debate)
+
+
+# wording ------------------------------------------------------------------------------------------
+
+QUESTION, SYSTEM = {"role": "user", "content": "6 × 7?"}, {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begins"),
+    [([QUESTION], [SYSTEM, QUESTION]),
+     ([{"role": "system", "content": "Own."}, QUESTION], [SYSTEM | {"content": "Be brief.\n\nOwn."}, QUESTION]),
+     (None, None), ([], []), (["odd"], ["odd"])],
+)  # fmt: skip
+def test_a_system_turn_comes_before_every_conversation(tmp_path: Path, prompt: Any, begins: Any) -> None:
+    put(tmp_path / "a.jsonl", as_json_lines([{"prompt": prompt, "answer": "42"}]))
+    (row,) = load_source(source("a.jsonl"), "prompts", tmp_path, Treatment(system="Be brief."))
+    assert (row["prompt"], row["answer"]) == (begins, "42")
+
+
+def test_a_text_has_no_system_turn(tmp_path: Path) -> None:
+    put(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(
+        UserError, match=r"a.jsonl: the prompt '.*' is a text.*set prepare.data.system to null, or name"
+    ):
+        load_source(source("a.jsonl"), "sft", tmp_path, Treatment(system="Be brief."))
+
+
+@pytest.mark.parametrize(
+    ("row", "written"),
+    [({"completion": "6 × 7 = 42\n#### 42"}, "<r>6 × 7 = 42</r><a>42</a>"),
+     ({"completion": "It is {answer}.", "answer": 42}, "<r>It is {answer}.</r><a>42</a>"),
+     ({"completion": [{"role": "assistant", "content": "x\n#### 1"}], "answer": None},
+      [{"role": "assistant", "content": "<r>x</r><a>1</a>"}]),
+     ({"completion": "no answer"}, None), ({"completion": None, "answer": "1"}, None)],
+)  # fmt: skip
+def test_demonstrations_are_written_in_a_form(tmp_path: Path, row: Row, written: Any) -> None:
+    put(tmp_path / "a.jsonl", as_json_lines([{"prompt": "6 × 7?"} | row]))
+    form = Treatment(form="<r>{solution}</r><a>{answer}</a>")
+    assert [made["completion"] for made in load_source(source("a.jsonl"), "sft", tmp_path, form)] == [written]
+    put(tmp_path / "b.jsonl", as_json_lines([{"prompt": "p", "completion": "as it is"}]))
+    (rating,) = load_source(source("b.jsonl"), "prompts", tmp_path, form)
+    assert rating["completion"] == "as it is"
 
 
 # splits -------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
 
 
 def _shrink(section: dict[str, Any], sizes: dict[str, Any]) -> None:
-    section.update({key: min(value, section[key]) for key, value in sizes.items() if key in section})
+    section.update({key: min(value, section[key]) for key, value in sizes.items() if section.get(key)})
 
 
 def make_transport(**changes: Any) -> TransportParams:

@@ -92,7 +92,15 @@ def add(paths: Paths, kind: str, *rows: Row) -> None:
 def check(paths: Paths, preferences: bool = True, **changes: Any) -> dict[str, Any]:
     """Run the stage with the given limits and return its metrics."""
     world = WorldSource(kind="world")
-    data = DataParams(sft=world, preferences=world if preferences else None, ratings=None, prompts=world, votes="keep")
+    data = DataParams(
+        sft=world,
+        preferences=world if preferences else None,
+        ratings=None,
+        prompts=world,
+        votes="keep",
+        system=None,
+        form=None,
+    )
     params = Params.model_construct(
         prepare=PrepareParams.model_construct(data=data),
         validate_=limits(**changes),

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf.data.files import Records, dataset_rows, read_file
 from rlhf.data.formats import Row, with_id
 from rlhf.data.shapes import SHAPES
+from rlhf.data.wording import in_form, with_system
 from rlhf.errors import UserError, brief, first_line
 from rlhf.params import FileSource, HubSource, VoteMethod
 
@@ -43,12 +44,25 @@ class Rows:
         return self.make()
 
 
-def load_source(source: FileSource | HubSource, kind: Kind, root: Path, votes: Votes = "keep") -> Rows:
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to rows of any source: how votes are counted, the system turn, the form of demonstrations."""
+
+    votes: Votes = "keep"
+    system: str | None = None
+    form: str | None = None
+
+
+AS_THEY_ARE = Treatment()
+
+
+def load_source(source: FileSource | HubSource, kind: Kind, root: Path, treatment: Treatment = AS_THEY_ARE) -> Rows:
     """The rows of a source in canonical form, each with its computed `id` first.
 
     Paths are relative to `root`. An `id` of the file's own is kept as `source_id`. Rows with nulls or wrong
     types pass: the validate stage sets them aside one by one. The source is read once before this returns, to know all
-    of its columns, and again by every loop; where `votes` makes one row of several, all rows are held in memory.
+    of its columns, and again by every loop; where `treatment` makes one row of several votes, all rows are held in
+    memory.
     Raises UserError for a source that cannot be read or lacks a column, and for an explicit id that stands twice.
     """
     shown = source.path if isinstance(source, FileSource) else f"hub dataset {source.name}"
@@ -59,13 +73,17 @@ def load_source(source: FileSource | HubSource, kind: Kind, root: Path, votes: V
 
     def shaped() -> Iterator[Row]:
         renamed = (_rename(row, source.columns) for _, row in records)
-        return SHAPES[source.shape](renamed, path, shown)
+        rows = SHAPES[source.shape](renamed, path, shown)
+        if treatment.form and kind == "sft":
+            rows = in_form(rows, treatment.form)
+        return with_system(rows, treatment.system, shown) if treatment.system else rows
 
     if source.shape == "canonical":
         found = list(_rename(dict.fromkeys(found), source.columns))
     else:
         found = _columns(islice(shaped(), 1))
     _require_columns(found, REQUIRED[kind] + REQUIRED_NUMBERS.get(kind, ()), shown, kind)
+    votes = treatment.votes if kind == "preferences" else "keep"
     voted = shaped if votes == "keep" else _count_votes(shaped, votes, shown)
     chosen = voted if source.limit is None else _spread(voted, source.limit)
     return Rows(lambda: (with_id(_keep_source_id(row)) for row in chosen()))
@@ -80,8 +98,13 @@ def _load_hub(source: HubSource) -> Records:
         raise UserError(
             f"hub dataset {source.name}: the package {error.name} is not installed; install alignflow's requirements"
         ) from None
+    # An id has one slash: what follows a second one is a folder of the dataset.
+    parts = source.name.split("/")
+    folder: dict[str, Any] = {"data_dir": "/".join(parts[2:])} if parts[2:] else {}
     try:
-        dataset = datasets.load_dataset(source.name, source.config, split=source.split, revision=source.revision)
+        dataset: Any = datasets.load_dataset(
+            "/".join(parts[:2]), source.config, split=source.split, revision=source.revision, **folder
+        )
     except (OSError, httpx.HTTPError, DatasetsError) as error:
         reason = first_line(error)
         raise UserError(

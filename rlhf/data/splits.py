@@ -12,20 +12,25 @@ from typing import Any
 from tqdm import tqdm
 
 from rlhf.data.formats import SPLITS, Row, row_line
-from rlhf.data.sources import Kind, Votes, load_source
+from rlhf.data.sources import AS_THEY_ARE, Kind, Treatment, load_source
 from rlhf.errors import UserError
 from rlhf.params import FileSource, HubSource
 
 
 def prepare_source(
-    source: FileSource | HubSource, kind: Kind, root: Path, seed: int, folder: Path, votes: Votes = "keep"
+    source: FileSource | HubSource,
+    kind: Kind,
+    root: Path,
+    seed: int,
+    folder: Path,
+    treatment: Treatment = AS_THEY_ARE,
 ) -> dict[str, int]:
     """Write the training and held-out rows of a source, with ids, in the order of the file; rows by split.
 
     The files are `train.jsonl` and `test.jsonl` in `folder`. Raises UserError as `load_source` and
     `split_by_prompt` do.
     """
-    rows = tqdm(load_source(source, kind, root, votes), desc=f"preparing {kind}", unit="row", delay=1)
+    rows = tqdm(load_source(source, kind, root, treatment), desc=f"preparing {kind}", unit="row", delay=1)
     return split_by_prompt(rows, kind, source.test_share, seed, folder)
 
 

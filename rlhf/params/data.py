@@ -161,7 +161,7 @@ class FileSource(Section):
 
 
 class HubSource(Section):
-    """A dataset of the Hugging Face hub, pinned to a revision."""
+    """A dataset of the Hugging Face hub, pinned to a revision; its name may go on with a folder of it."""
 
     kind: Literal["hub"]
     name: Annotated[str, Field(min_length=1)]
@@ -181,7 +181,9 @@ class DataParams(Section):
     """Where each kind of data comes from; a kind that nothing needs is null.
 
     `votes` says what becomes of preferences in which several annotators judge the same two answers: each stays a row
-    (`keep`), or they make one row by a majority or a model of the annotators (rlhf.data.annotators).
+    (`keep`), or they make one row by a majority or a model of the annotators (rlhf.data.annotators). `system` is a
+    system turn before every conversation; `form` what demonstrations are written as, with {solution} and {answer}
+    where those go.
     """
 
     sft: Source
@@ -189,6 +191,8 @@ class DataParams(Section):
     ratings: Annotated[FileSource | HubSource, Field(discriminator="kind")] | None
     prompts: Source
     votes: Literal["keep"] | VoteMethod
+    system: Annotated[str, Field(min_length=1)] | None
+    form: Annotated[str, Field(min_length=1)] | None
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> DataParams:
@@ -199,6 +203,19 @@ class DataParams(Section):
                 fitting = [name for name in get_args(ShapeName) if kind_of_shape(name) == kind]
                 near = difflib.get_close_matches(shape, fitting, n=1, cutoff=0.0)
                 raise ValueError(f"{kind}.shape is {shape}, which gives {given}; did you mean {near[0]}?")
+        return self
+
+    @model_validator(mode="after")
+    def _wording_fits(self) -> DataParams:
+        worlds = [kind for kind, source in self if isinstance(source, WorldSource)]
+        for key in ("system", "form") if worlds else ():
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} is given but {worlds[0]} comes from the world, which has its own; set it to null"
+                )
+        missing = [mark for mark in ("{solution}", "{answer}") if self.form and mark not in self.form]
+        if missing:
+            raise ValueError(f"form has no {missing[0]}; write it where that part of a demonstration goes")
         return self
 
 
