@@ -18,6 +18,7 @@ from alignflow import app, train_classifier
 from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import read_rows, with_ids, write_rows
 from rlhf.errors import UserError
+from rlhf.evaluation.generation import Decoding, generate
 from rlhf.models import load_causal, load_tokenizer, save_model, set_determinism
 from rlhf.params import Params
 from rlhf.params_file import load_params
@@ -136,7 +137,9 @@ def test_grpo_learns_from_what_queries_give(query_files):
     grpo |= {"steps": 30, "batch_size": 32, "group_size": 8, "max_new_tokens": 12, "learning_rate": 0.02, "beta": 0.0}
     section = Params.model_validate(values).policies["grpo"]
     curves = CurveRecorder(no_log)
-    train_policy(section, query_files, 0, curves)
+    policy = train_policy(section, query_files, 0, curves)
     rewards = [row["rewards/sql/mean"] for _, row in sorted(curves.rows.items()) if "rewards/sql/mean" in row]
     assert 0.1 < rewards[0] < 0.9
     assert rewards[-1] > 0.95
+    (answer,) = generate(policy, load_tokenizer(query_files.sft), ["one?"], Decoding(12, 0.0, 1, 0))
+    assert answer.text.strip() == RIGHT
