@@ -1,4 +1,4 @@
-"""Recipes for two cores with rewards that need no pairs: their data pass the gates, and a policy learns from what its queries give."""
+"""Recipes with rewards that need no pairs: their data pass the gates, a policy learns from what its queries give."""
 
 from __future__ import annotations
 
