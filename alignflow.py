@@ -168,6 +168,31 @@ def inspect_data(
     _print_table("The first rows", found.rows)
 
 
+@data.command("classifier")
+def train_classifier(
+    file: Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet with texts and their labels.")],
+    folder: Annotated[Path, typer.Option(help="Where the classifier goes, such as rewards/sentiment.")],
+    part: Annotated[int, typer.Option(min=1, help="Learn from this part of the rows; the others measure it.")] = 1,
+    parts: Annotated[int, typer.Option(min=1, help="How many parts; row n belongs to part n modulo this.")] = 2,
+    text: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    label: Annotated[str, typer.Option(help="The column of labels.")] = "label",
+) -> None:
+    """Train a small text classifier for rewards of the kind `classifier`: TF-IDF of words and word pairs."""
+    from rlhf.data.files import read_file
+    from rlhf.rewards.tfidf import measure_text_classifier, train_text_classifier
+
+    if part > parts:
+        raise UserError(f"--part is {part} of {parts} parts; take one of 1 to {parts}")
+    rows = [{"text": row.get(text), "label": str(row.get(label))} for _, row in read_file(file, str(file))]
+    train_text_classifier(rows[part - 1 :: parts], folder, ngrams=2, features=50_000, inverse_penalty=4.0)
+    others = [row for number, row in enumerate(rows) if number % parts != part - 1]
+    if others:
+        print(
+            f"{measure_text_classifier(others, folder):.3f} of the {len(others)} rows of other parts are labelled right"
+        )
+    print(f"the classifier          {folder}")
+
+
 def _token_counter(name: str) -> Callable[[str], int]:
     from rlhf.models import load_tokenizer
 

@@ -107,6 +107,19 @@ def hh(word: str) -> Row:
     return {"chosen": f"{start}Please do not.", "rejected": f"{start}At night."}
 
 
+def imdb(word: str) -> Row:
+    return {"text": f"{word} one two three four five six seven eight nine ten.", "label": 1}
+
+
+def sql_context(word: str) -> Row:
+    table = word.lower().replace("-", "_")
+    return {
+        "question": f"How many rows has {word}?",
+        "context": f"CREATE TABLE {table} (id INTEGER)",
+        "answer": f"SELECT COUNT(*) FROM {table}",
+    }
+
+
 HUB = {
     ("openai/gsm8k", "main", "train", None): gsm8k,
     ("open-r1/OpenR1-Math-220k", "default", "train", None): openr1,
@@ -119,6 +132,8 @@ HUB = {
     ("PKU-Alignment/PKU-SafeRLHF", "default", "train", None): pku,
     ("tatsu-lab/alpaca", None, "train", None): alpaca,
     ("Anthropic/hh-rlhf", None, "train", "harmless-base"): hh,
+    ("stanfordnlp/imdb", "plain_text", "train", None): imdb,
+    ("b-mc2/sql-create-context", None, "train", None): sql_context,
 }
 """A row of each original by its id, configuration, split and folder."""
 FILES = {
@@ -129,8 +144,12 @@ FILES = {
 ELSEWHERE = {
     "all-methods": "the world's rows, which the tests of the pipeline prepare",
     "convincing-arguments": "two files that refer to each other, in tests/test_sources.py",
+    "nl2sql-cpu": "tests/test_recipes_measured.py",
+    "imdb-positive-cpu": "tests/test_recipes_measured.py",
 }
 """Recipes whose data are tested in another file."""
+PLAIN = ("imdb-positive",)
+"""Recipes whose prompts are texts to be gone on with."""
 RECIPES = [path.stem for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem not in ELSEWHERE]
 
 
@@ -190,6 +209,9 @@ def test_the_data_of_a_recipe_are_prepared_and_sound(workspace: Paths, name: str
         rows = {split: read_rows(workspace.rows(kind, split)) for split in ("train", "test")}
         assert all(rows.values()) == (getattr(data, kind) is not None)
         for row in rows["train"] + rows["test"]:
+            if name in PLAIN:
+                assert isinstance(row["prompt"], str)
+                continue
             assert row["prompt"][0]["role"] == ("system" if data.system else "user")
             assert row["prompt"][0]["content"].startswith(data.system or "")
             assert row["prompt"][-1]["role"] == "user"

@@ -137,7 +137,7 @@ def test_a_classifier_of_transformers_says_what_its_head_does(tiny_reward_dir, t
 
 TEXT2SQL = SHARED / "data" / "text2sql"
 LIMITS = Limits(max_steps=300_000, seconds=20.0, max_rows=100)
-JUDGED = {"answer_in": "text", "runs": 0.1}
+JUDGED = {"answer_in": "text", "runs": 0.1, "max_failing_share": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +275,17 @@ def test_right_queries_are_checked_before_training_and_run_once(geo, monkeypatch
         check_rows([reward], rows)
     with pytest.raises(UserError, match="has no `answer`"):
         check_rows([reward], [{"id": "x", "prompt": "q"}])
+
+
+def test_a_few_failing_right_queries_pay_nothing_where_params_allow_them(geo, caplog):
+    judge = SQLExecution(geo, limits=LIMITS, **JUDGED | {"max_failing_share": 0.5})
+    fine, broken = "SELECT name FROM city", "SELECT mayor FROM city"
+    rows = [{"id": query, "prompt": "q", "answer": query} for query in (fine, broken)]
+    judge.check(rows)
+    assert "1 of 2 right queries do not execute" in caplog.text
+    assert judge(["q", "q", "q"], [broken, fine, fine], answer=[broken, broken, fine]) == [0.0, 0.0, 1.0]
+    with pytest.raises(UserError, match="1 of 1 right queries"):
+        judge.check(rows[1:])
 
 
 def test_a_row_may_name_its_database_within_the_folder(geo):

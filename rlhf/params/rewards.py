@@ -251,7 +251,8 @@ class SQLReward(Weight):
     """1 where the query gives the rows that the one in `answer` gives, `runs` where it only executes, else 0.
 
     `databases` is an SQLite file, or a folder of them in which the column `database` names one. A query may take
-    `max_steps` instructions of SQLite's machine, `seconds`, and give `max_rows` rows.
+    `max_steps` instructions of SQLite's machine, `seconds`, and give `max_rows` rows. A right query that does not
+    execute pays nothing to anyone; more than `max_failing_share` of them stop the training.
     """
 
     kind: Literal["sql"]
@@ -261,6 +262,7 @@ class SQLReward(Weight):
     max_steps: PositiveInt
     seconds: PositiveFloat
     max_rows: PositiveInt
+    max_failing_share: Share
 
 
 class FunctionReward(Weight):

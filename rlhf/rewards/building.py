@@ -89,7 +89,8 @@ def build_reward(name: str, section: RewardSection, files: RewardFiles, batch_si
             from rlhf.rewards.sql import Limits, SQLExecution
 
             limits = Limits(section.max_steps, section.seconds, section.max_rows)
-            function = SQLExecution(files.root / section.databases, section.answer_in, section.runs, limits)
+            databases = files.root / section.databases
+            function = SQLExecution(databases, section.answer_in, section.runs, limits, section.max_failing_share)
             check = function.check
         case FunctionReward():
             from rlhf.rewards.own import load_function

@@ -23,6 +23,7 @@ from rlhf.params import Place
 from rlhf.rewards.answers import expected_answers
 from rlhf.rewards.places import find_answer
 
+logger = logging.getLogger(__name__)
 logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns of every word that it does not know
 
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
@@ -66,7 +67,9 @@ class SQLExecution:
     right queries give is remembered. A query may do what it likes: it cannot write, and none makes this fail or hang.
     """
 
-    def __init__(self, databases: Path, answer_in: Place, runs: float, limits: Limits) -> None:
+    def __init__(
+        self, databases: Path, answer_in: Place, runs: float, limits: Limits, max_failing_share: float
+    ) -> None:
         """Raises UserError where there is no such file or folder."""
         if not databases.exists():
             raise UserError(
@@ -76,7 +79,8 @@ class SQLExecution:
         self._answer_in: Place = answer_in
         self._runs = runs
         self._limits = limits
-        self._right: dict[tuple[Path, str], Result] = {}
+        self._max_failing_share = max_failing_share
+        self._right: dict[tuple[Path, str], Result | QueryError] = {}
 
     def __call__(
         self,
@@ -95,34 +99,42 @@ class SQLExecution:
         ]
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Run every right query. Raises UserError, naming the first row, where some do not execute."""
+        """Run every right query. Raises UserError, naming the first row, where too many do not execute."""
         faults: list[tuple[Row, str]] = []
         for row in rows:
             (query,) = expected_answers([row["prompt"]], [""], [row.get("answer")])
-            try:
-                self._expected(self._path(row.get("database")), str(query))
-            except QueryError as error:
-                faults.append((row, str(error)))
-        if faults:
-            row, fault = faults[0]
-            raise UserError(
-                f"{len(faults)} of {len(rows)} right queries do not execute, the first that of the prompt "
-                f"{row.get('id', str(row['prompt'])[:60])!r} ({fault}); drop or mend those rows, or raise the limits "
-                "of the reward 'sql'"
-            )
+            expected = self._expected(self._path(row.get("database")), str(query))
+            if isinstance(expected, QueryError):
+                faults.append((row, str(expected)))
+        if not faults:
+            return
+        row, fault = faults[0]
+        found = (
+            f"{len(faults)} of {len(rows)} right queries do not execute, the first that of the prompt "
+            f"{row.get('id', str(row['prompt'])[:60])!r} ({fault})"
+        )
+        if len(faults) > self._max_failing_share * len(rows):
+            raise UserError(f"{found}; drop or mend those rows, or raise the limits of the reward 'sql'")
+        logger.warning("%s; they pay nothing to any answer", found)
 
     def _score(self, query: str | None, path: Path, right: str) -> float:
         if query is None:
             return 0.0
         expected = self._expected(path, right)
+        if isinstance(expected, QueryError):
+            return 0.0
         try:
             return 1.0 if expected.equals(execute(path, query, self._limits)) else self._runs
         except QueryError:
             return 0.0
 
-    def _expected(self, path: Path, query: str) -> Result:
+    def _expected(self, path: Path, query: str) -> Result | QueryError:
+        """What the right query gives, or why it gives nothing."""
         if (path, query) not in self._right:
-            self._right[path, query] = execute(path, query, self._limits)
+            try:
+                self._right[path, query] = execute(path, query, self._limits)
+            except QueryError as error:
+                self._right[path, query] = error
         return self._right[path, query]
 
     def _path(self, name: Any) -> Path:

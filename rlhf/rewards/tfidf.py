@@ -78,6 +78,13 @@ def train_text_classifier(
     np.savez(folder / WEIGHTS, idf=vectoriser.idf_, coefficients=model.coef_, intercepts=model.intercept_)
 
 
+def measure_text_classifier(rows: Sequence[Row], folder: Path) -> float:
+    """The share of rows whose `label` the classifier in `folder` finds the likeliest for their `text`."""
+    classifier = TextClassifier(folder)
+    places = classifier.log_odds([row["text"] for row in rows]).argmax(axis=1)
+    return float(np.mean([classifier.labels[place] == row["label"] for place, row in zip(places, rows, strict=True)]))
+
+
 def _vectoriser(ngrams: int, features: int | None, vocabulary: dict[str, int] | None) -> TfidfVectorizer:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
