@@ -128,7 +128,7 @@ class Answer:
 
 
 def _sample(rows: list[Row], speaker: ModelSpeaker, settings: PreferenceSettings, first: int) -> list[list[Answer]]:
-    """`samples` answers to each prompt; a trainer would end one that was cut off where it does not, so it has a fault."""
+    """`samples` answers to each prompt; one that was cut off has a fault, as a trainer would end it there."""
     asked = [row["prompt"] for row in rows for _ in range(settings.samples)]
     answers = []
     for prompt, one in zip(asked, speaker.say(asked, settings.max_new_tokens, settings.seed + first), strict=True):
@@ -203,7 +203,7 @@ def _choose(ranked: Ranked, settings: PreferenceSettings) -> tuple[_Pair | None,
         worse = [place for place in places if is_better(ranked.scores[best], ranked.scores[place])]
         worst = Random(f"{settings.seed} {ranked.row['id']}").choice(worse)
     if ranked.whole[best].said == ranked.whole[worst].said:
-        return None, "same_text_twice"  # a reward that gives one text two values
+        return None, "identical_answers"  # a batch rounds the scores of one text differently
     return _Pair(ranked, best, worst), None
 
 
