@@ -123,7 +123,7 @@ def test_overlap_sees_scripts_without_spaces() -> None:
 
 def test_each_filter_takes_what_it_names_and_the_rest_becomes_rows() -> None:
     def answer(task: str) -> Completion:
-        said = {"empty": "  ", "repeat": task, "endless": "And so on and"}
+        said = {"empty": "  ", "repeat": f"You said: {task} " + "Well. " * 30, "endless": "And so on and"}
         word = next((word for word in said if word in task), None)
         return Completion(said[word] if word else "A fine reply.", [], word != "endless")
 
