@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from rlhf.errors import UserError
 from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
 
+if TYPE_CHECKING:
+    from rlhf.synthesis.making import Made
+
 app = typer.Typer(
     help="Align a language model to human preferences: data, SFT, reward model, policies, evaluation, promotion.",
     no_args_is_help=True,
@@ -23,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-data = typer.Typer(help="Look into data before any stage reads them.", no_args_is_help=True)
+data = typer.Typer(help="Look into data before any stage reads them, and make some with a model.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 Parallel = Annotated[int | None, typer.Option(min=1, help="Policies trained at a time; 1 on a GPU, else cores.")]
@@ -198,6 +201,83 @@ def _token_counter(name: str) -> Callable[[str], int]:
 
     tokenizer = load_tokenizer(name)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+Out = Annotated[Path, typer.Option(help="JSON lines; the reports go to a folder beside it.")]
+Speaking = Annotated[str, typer.Option("--model", help="A folder, a hub id, or package:NAME.")]
+Temperature = Annotated[float, typer.Option(min=0.01, max=10, help="At which answers are sampled.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts that the model goes on with at a time.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT.")]
+Tokens = Annotated[int, typer.Option(min=1, help="At most, per text that the model writes.")]
+
+
+@data.command("instructions")
+def make_instruction_file(
+    seeds: Annotated[Path, typer.Argument(help="Tasks with answers, in any shape that gives sft rows.")],
+    model: Speaking,
+    out: Out,
+    count: Annotated[int, typer.Option(min=1, help="Instructions to make.")],
+    tries: Annotated[int | None, typer.Option(min=1, help="Candidates at most; by default 20 per instruction.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Tasks shown to the model at a time.")] = 8,
+    made_examples: Annotated[int, typer.Option(min=0, help="Of those, made ones at most.")] = 2,
+    shortest: Annotated[int, typer.Option(min=1, help="Words of an instruction.")] = 4,
+    longest: Annotated[int, typer.Option(min=1, help="Words of an instruction.")] = 150,
+    overlap: Annotated[float, typer.Option(min=0.01, max=1, help="ROUGE-L from which two are alike.")] = 0.7,
+    banned: Annotated[list[str] | None, typer.Option(help="Instead of the words of docs/synthetic.md.")] = None,
+    list_tokens: Tokens = 512,
+    answer_tokens: Tokens = 512,
+    temperature: Temperature = 0.7,
+    batch_size: BatchSize = 8,
+    seed: int = 17,
+    force: Force = False,
+) -> None:
+    """Make instructions with answers out of a few (Self-Instruct)."""
+    from rlhf.synthesis.files import refuse_overwriting
+    from rlhf.synthesis.instructions import BANNED, InstructionSettings
+    from rlhf.synthesis.making import write_instructions
+    from rlhf.synthesis.speaker import load_speaker
+
+    refuse_overwriting(out, force)
+    settings = InstructionSettings(
+        count, tries or 20 * count, examples, made_examples, batch_size, shortest, longest,
+        tuple(banned) if banned is not None else BANNED, overlap, list_tokens, answer_tokens, temperature, seed,
+    )  # fmt: skip
+    made = write_instructions(seeds, out, load_speaker(model, temperature, batch_size, seed), settings)
+    _print_made(out, made)
+
+
+@data.command("preferences")
+def make_preference_file(
+    prompts: Annotated[Path, typer.Argument(help="Prompts, with the columns that the rewards read.")],
+    model: Speaking,
+    out: Out,
+    rank: Annotated[Path | None, typer.Option(help="YAML with the map `rewards` of docs/rewards.md.")] = None,
+    reward_model: Annotated[str | None, typer.Option(help="A folder or a hub id: for kind reward_model.")] = None,
+    samples: Annotated[int, typer.Option(help="Answers per prompt.")] = 4,
+    against: Annotated[str, typer.Option(help="worst, or random: by lot one that is worse than the best.")] = "worst",
+    max_new_tokens: Tokens = 256,
+    temperature: Temperature = 1.0,
+    batch_size: BatchSize = 64,
+    seed: int = 17,
+    force: Force = False,
+) -> None:
+    """Make preferences between a model's own answers, ranked by rewards."""
+    from rlhf.synthesis.files import refuse_overwriting
+    from rlhf.synthesis.making import write_preferences
+    from rlhf.synthesis.preferences import PreferenceSettings, load_ranking
+    from rlhf.synthesis.speaker import load_speaker
+
+    refuse_overwriting(out, force)
+    settings = PreferenceSettings(samples, against, max_new_tokens, temperature, seed)
+    rewards = load_ranking(rank, reward_model, model, batch_size)
+    made = write_preferences(prompts, out, load_speaker(model, temperature, batch_size, seed), rewards, settings)
+    _print_made(out, made)
+
+
+def _print_made(out: Path, made: Made) -> None:
+    for name, tally in made.tallies.items():
+        print(f"{name}: {tally.describe()}")
+    print(f"{len(made.rows)} rows  {out}\nreports  {made.folder}")
 
 
 @app.command()

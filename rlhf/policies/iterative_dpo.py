@@ -18,15 +18,14 @@ from trl import DPOTrainer
 from rlhf.checkpoints import Parts
 from rlhf.curves import CurveRecorder, Log
 from rlhf.data.formats import Row, with_ids, write_rows
-from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer, on_device, save_model, set_determinism
 from rlhf.params import DPOLossParams, DPOParams, IterativeDPOParams, TrainingParams
 from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.dpo import configuration
-from rlhf.policies.objectives import EQUAL
 from rlhf.policies.pairs import PairMethod, pair_rows, train_on_pairs
 from rlhf.policies.prompts import context_length, read_prompts
+from rlhf.policies.ranking import best_and_worst, fits_when_read
 from rlhf.policies.rollout import prompt_batches, read_answers, sample, score_answers
 from rlhf.rewards.building import build_rewards
 from rlhf.scoring import Reward, check_rows
@@ -145,7 +144,7 @@ def sample_answers(params: IterativeDPOParams, policy: Any, tokenizer: Any, rows
         lengths += batch.mask.sum(1).tolist()
     limit = context_length(policy.config)
     usable = [
-        end and len(encode_answer(tokenizer, row["prompt"], text)) <= limit
+        end and fits_when_read(tokenizer, row["prompt"], text, limit)
         for row, text, end in zip(rows, texts, ended, strict=True)
     ]
     figures = {
@@ -166,9 +165,8 @@ def rank(
     pairs = []
     for first in range(0, len(scores), params.group_size):
         places = [place for place in range(first, first + params.group_size) if answers.usable[place]]
-        best = max(places, key=scores.__getitem__, default=first)
-        worst = min(places, key=scores.__getitem__, default=first)
-        if scores[best] - scores[worst] > EQUAL:
+        if pair := best_and_worst(scores, places):
+            best, worst = pair
             prompt = answers.rows[first]["prompt"]
             pairs.append({"prompt": prompt, "chosen": answers.texts[best], "rejected": answers.texts[worst]})
     figures = {
