@@ -85,7 +85,7 @@ def make_params(seed: int, reaction: str) -> Params:
     values["probe"]["on_hackable"] = "warn"
     values["reward"] |= {"objective": "bradley_terry", "noise_rate": 0.0}
     values["policies"] = {"ppo": values["policies"]["ppo"]}
-    values["policies"]["ppo"] |= {"rewards": {"reward_model": {"weight": 1.0}}, "beta": 0.0}
+    values["policies"]["ppo"] |= {"rewards": {"reward_model": {"kind": "reward_model", "weight": 1.0}}, "beta": 0.0}
     values["evaluate"]["watch"] |= {"evaluations": 10, "on_over_optimisation": reaction}
     return Params.model_validate(values)
 

@@ -33,7 +33,7 @@ from rlhf.evaluation.generation import Decoding, generate
 from rlhf.evaluation.kl import completion_log_probs, kl_to_reference
 from rlhf.models import load_causal, load_scorer, load_tokenizer, save_model, set_determinism
 from rlhf.params_file import load_params
-from rlhf.rules import answer_reward
+from rlhf.rewards.answers import answer_reward
 from rlhf.scoring import RewardModel
 
 HERE = Path(__file__).resolve().parent

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from ppo_measures import Measures
 from rlhf.models import trained_weights
-from rlhf.params import PPOParams, RewardMix
-from rlhf.params.policies import Weight
+from rlhf.params import PPOParams
+from rlhf.params.rewards import ModelReward
 from rlhf.policies import PolicyFiles, train_policy
 
 
@@ -62,7 +62,7 @@ def settings(job: dict[str, Any]) -> PPOParams:
     return PPOParams(
         **named,
         algorithm="ppo",
-        rewards=RewardMix(reward_model=Weight(weight=1.0)),
+        rewards={"reward_model": ModelReward(kind="reward_model", weight=1.0)},
         score_scaling="none",
         score_clip=None,
         mask_truncated=False,
@@ -93,7 +93,7 @@ def main() -> None:
     """Train, and write what was measured."""
     path = Path(sys.argv[1])
     job, folder = json.loads(path.read_text()), path.parent
-    files = PolicyFiles(Path(job["model"]), Path(job["reward"]), Path(job["prompts"]), Path(job["prompts"]))
+    files = PolicyFiles(Path(job["model"]), Path(job["reward"]), Path(job["prompts"]), Path(job["prompts"]), Path())
     watch = Watch(job, folder)
     train_policy(settings(job), files, job["seed"], watch.log, watch=watch)
     watch.measures.write(folder)

@@ -120,7 +120,7 @@ def measure(name: str, folder: Path) -> float:
     """Train, unless only the libraries are asked for; returns this process's peak in MiB."""
     if name != "libraries":
         job = make_job(folder)
-        files = PolicyFiles(Path(job["model"]), Path(job["reward"]), Path(job["prompts"]), Path(job["prompts"]))
+        files = PolicyFiles(Path(job["model"]), Path(job["reward"]), Path(job["prompts"]), Path(job["prompts"]), Path())
         train_policy(settings(job).model_copy(update=SETTINGS[name]), files, 0, no_log)
     return peak_mib()
 

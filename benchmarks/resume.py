@@ -30,7 +30,8 @@ from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import write_rows
 from rlhf.data.world import make_world
 from rlhf.models import load_scorer, load_tokenizer, save_model, set_determinism
-from rlhf.params import PolicyParams, RewardMix, Weight
+from rlhf.params import PolicyParams
+from rlhf.params.rewards import ModelReward
 from rlhf.params_file import load_params
 from rlhf.policies import PolicyFiles, train_policy
 from rlhf.pretraining import build_model, train_tokenizer
@@ -39,7 +40,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PARAMS = load_params(ROOT / "params.yaml")
 FORK = multiprocessing.get_context("fork")
 COMMON = {"batch_size": 8, "lr_scheduler": "cosine", "gradient_accumulation_steps": 2, "learning_rate": 1e-3}
-JUDGED = RewardMix(reward_model=Weight(weight=1.0))  # by rule, all answers of a random model would be equally bad
+JUDGED = {
+    "reward_model": ModelReward(kind="reward_model", weight=1.0)
+}  # by rule, all answers of a random model would be equally bad
 ONLINE = {"update_epochs": 2, "max_new_tokens": 8, "group_size": 4, "steps": 16, "rewards": JUDGED}
 CHANGES = {
     "ppo": COMMON | ONLINE | {"minibatches": 2, "score_scaling": "running"},
@@ -95,7 +98,7 @@ def make_files(folder: Path, hidden_size: int) -> None:
 
 
 def policy_files(folder: Path) -> PolicyFiles:
-    return PolicyFiles(folder / "sft", folder / "reward", folder / "prompts.jsonl", folder / "preferences.jsonl")
+    return PolicyFiles(folder / "sft", folder / "reward", folder / "prompts.jsonl", folder / "preferences.jsonl", ROOT)
 
 
 def section(method: str) -> PolicyParams:

@@ -70,6 +70,7 @@ def train(workspace: Path, method: str, side: str) -> None:
         reward=paths.model("reward"),
         prompts=paths.rows("prompts", "train"),
         preferences=paths.rows("preferences", "train"),
+        root=paths.root,
     )
     from trl import DPOTrainer, GRPOTrainer, RLOOTrainer  # noqa: F401 - TRL imports them when they are asked for
 
@@ -88,7 +89,11 @@ def values(method: str) -> dict[str, Any]:
 
     raw = read_values(ROOT / "recipes" / "all-methods.yaml", 17)
     policy = raw["policies"][method]
-    policy |= {"contradicted": "keep"} if method == "dpo" else {"rewards": {"answer": {"weight": 1.0}}}
+    policy |= (
+        {"contradicted": "keep"}
+        if method == "dpo"
+        else {"rewards": {"answer": {"kind": "answer", "weight": 1.0, "answer_in": "form"}}}
+    )
     policy |= {"epochs": STEPS[method] / 64} if method == "dpo" else {"steps": STEPS[method]}
     raw["policies"] = {method: policy}
     return raw
@@ -110,7 +115,7 @@ def train_bare(section: Any, files: Any, folder: Path, side: str) -> None:
 
     from rlhf.models import trainer_settings
     from rlhf.policies.groups import group_settings
-    from rlhf.rules import answer_reward
+    from rlhf.rewards.answers import answer_reward
 
     tokenizer = AutoTokenizer.from_pretrained(files.sft)
     settings = trainer_settings(section, 17, folder)

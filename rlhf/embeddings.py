@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import logging
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.formats import Row, training_rows, write_rows
-from rlhf.encoding import encode_answer
+from rlhf.data.formats import SPLITS, Row, training_rows, write_rows
+from rlhf.encoding import read_answer
 from rlhf.errors import UserError
+from rlhf.ledger import Ledger, Limit, Reading
 from rlhf.models import load_fresh_scorer, load_tokenizer, on_device
 from rlhf.params import EmbedParams
 
 if TYPE_CHECKING:
     import numpy as np
 
-logger = logging.getLogger(__name__)
-
 ANSWERS: dict[str, tuple[str, ...]] = {"preferences": ("chosen", "rejected"), "ratings": ("completion",)}
 """The columns of each kind that hold answers."""
-SPLITS = ("train", "test")
 _VECTORS = "answers.npy"
 
 
@@ -37,45 +32,37 @@ class EmbedFiles:
     report: Path
 
 
-def embed_answers(section: EmbedParams, files: EmbedFiles) -> dict[str, int]:
+def embed_answers(section: EmbedParams, files: EmbedFiles, ledger: Ledger) -> dict[str, Any]:
     """Write the last token's state of every distinct answer, and which of them belong to which row.
 
     `answers.npy` is (answers, dimensions) in float32; `KIND/SPLIT.jsonl` names per row the places of its answers. A
-    row with an answer longer than `section.max_length` tokens, or than the model's context, is left out of it, and
-    thereby of the reward model's training. `lengths.csv` counts the answers by their tokens. Returns the metrics.
-    Raises UserError where all rows of a split are too long.
+    row that `ledger` does not admit, as an answer is longer than `section.max_length` tokens or than the model's
+    context, is left out of it, and thereby of the reward model's training. Returns the metrics.
+    Raises UserError as `Ledger.admit`, and where nothing is left of a split.
     """
     tokenizer: Any = load_tokenizer(files.model)
     model: Any = load_fresh_scorer(files.model, tokenizer.pad_token_id, section)
-    limit = min(section.max_length, getattr(model.config, "max_position_embeddings", None) or section.max_length)
+    tokens = min(section.max_length, getattr(model.config, "max_position_embeddings", None) or section.max_length)
+    limit = Limit(tokens, f"embed.max_length or the model's context allows {tokens}")
     known: dict[tuple[int, ...], int] = {}
-    lengths: Counter[int] = Counter()
-    metrics: dict[str, int] = {}
     for kind, columns in ANSWERS.items():
-        paths = [files.rows / kind / f"{split}.jsonl" for split in SPLITS]
-        rows = [training_rows(path) for path in paths]
-        for path, split, listed in zip(paths, SPLITS, rows, strict=True):
-            encoded = [[tuple(encode_answer(tokenizer, row["prompt"], row[c])) for c in columns] for row in listed]
-            lengths.update(len(ids) for answers in encoded for ids in answers)
-            kept = _number_answers(listed, encoded, limit, known)
-            if any(rows):
-                _check_some_left(path, len(listed), len(kept), limit)
-            write_rows(files.embeddings / kind / f"{split}.jsonl", kept)
-            metrics |= {f"{kind}_{split}_rows": len(kept), f"{kind}_{split}_dropped_too_long": len(listed) - len(kept)}
+        rows = {split: training_rows(files.rows / kind / f"{split}.jsonl") for split in SPLITS}
+        for split, listed in rows.items():
+            readings = (read_answer(tokenizer, row, *columns) for row in listed)
+            kept = ledger.admit(f"{kind}/{split}", readings, limit, tokenizer) if any(rows.values()) else []
+            write_rows(
+                files.embeddings / kind / f"{split}.jsonl", [_number_answers(reading, known) for reading in kept]
+            )
+            if any(rows.values()):
+                _check_some_left(files.rows / kind / f"{split}.jsonl", len(listed), len(kept), tokens)
     _write_vectors(model, [list(ids) for ids in known], section.batch_size, files.embeddings / _VECTORS)
-    _write_lengths(files.report / "lengths.csv", lengths)
-    return {**metrics, "answers": len(known), "dimensions": model.score.in_features}
+    figures = ledger.write(files.report)
+    return {"ledger": figures, "answers": len(known), "dimensions": model.score.in_features}
 
 
-def _number_answers(
-    rows: list[Row], encoded: list[list[tuple[int, ...]]], max_length: int, known: dict[tuple[int, ...], int]
-) -> list[Row]:
-    """Each row that is short enough with the places of its answers; answers not yet `known` get the next ones."""
-    return [
-        {"id": row["id"], "answers": [known.setdefault(ids, len(known)) for ids in answers]}
-        for row, answers in zip(rows, encoded, strict=True)
-        if max(map(len, answers)) <= max_length
-    ]
+def _number_answers(reading: Reading, known: dict[tuple[int, ...], int]) -> Row:
+    """The row's id and the places of its answers; answers not yet `known` get the next ones."""
+    return {"id": reading.row, "answers": [known.setdefault(tuple(ids), len(known)) for ids in reading.sequences]}
 
 
 def _check_some_left(path: Path, count: int, kept: int, max_length: int) -> None:
@@ -84,8 +71,6 @@ def _check_some_left(path: Path, count: int, kept: int, max_length: int) -> None
             f"{path} has no row for the reward model: {count} rows, {count} of them longer than {max_length} tokens "
             "(embed.max_length or the model's context); raise it, or give more data (or a larger test_share)"
         )
-    if kept < count:
-        logger.warning("%s: %d rows longer than %d tokens are left out", path.name, count - kept, max_length)
 
 
 def _write_vectors(model: Any, sequences: list[list[int]], batch_size: int, path: Path) -> None:
@@ -103,14 +88,6 @@ def _write_vectors(model: Any, sequences: list[list[int]], batch_size: int, path
     for places, _, embeddings in read_in_batches(model, sequences, batch_size):
         vectors[places] = embeddings
     vectors.flush()
-
-
-def _write_lengths(path: Path, lengths: Counter[int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["tokens", "answers"])
-        writer.writerows(sorted(lengths.items()))
 
 
 def load_vectors(folder: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,27 +17,49 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """One row for supervised fine-tuning; labels are IGNORED on the prompt."""
+class Reading:
+    """A row as a model reads it: the ids of each of its sequences, and where in each the answer begins.
 
-    input_ids: list[int]
-    labels: list[int]
-    truncated: bool
+    A demonstration and a rated answer have one sequence, a pair has two; of a prompt no answer begins.
+    """
+
+    row: str
+    sequences: tuple[list[int], ...]
+    starts: tuple[int, ...]
+
+    @property
+    def answers(self) -> list[list[int]]:
+        """The part of each sequence that is an answer, its end token included."""
+        return [ids[start:] for ids, start in zip(self.sequences, self.starts, strict=False)]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(map(len, self.sequences))
 
 
-def encode_demonstration(tokenizer: Any, row: Row, max_length: int) -> Demonstration:
-    """Prompt and completion in one sequence that ends with the end token, cut at `max_length` tokens.
+def read_answer(tokenizer: Any, row: Row, *columns: str) -> Reading:
+    """Prompt and answer in one sequence that ends with the end token, for each of the columns that hold an answer.
 
-    The loss starts at the first token that differs from those of the prompt alone: where the last token of the
-    prompt merges with the first of the completion, the merged one counts as completion.
+    The answer begins at the first token that differs from those of the prompt alone: where the last token of the
+    prompt merges with the first of the answer, the merged one counts as the answer's.
     """
     prompt_ids = encode_prompt(tokenizer, row["prompt"])
-    ids = encode_answer(tokenizer, row["prompt"], row["completion"])
+    sequences = tuple(encode_answer(tokenizer, row["prompt"], row[column]) for column in columns)
+    return Reading(row["id"], sequences, tuple(_shared(prompt_ids, ids) for ids in sequences))
+
+
+def _shared(prompt_ids: list[int], ids: list[int]) -> int:
+    """How many tokens the two have in common at the start."""
     start = 0
     while start < min(len(prompt_ids), len(ids)) and prompt_ids[start] == ids[start]:
         start += 1
-    labels = [IGNORED] * start + ids[start:]
-    return Demonstration(ids[:max_length], labels[:max_length], len(ids) > max_length)
+    return start
+
+
+def read_prompt(tokenizer: Any, row: Row) -> Reading:
+    """The prompt alone."""
+    return Reading(row["id"], (encode_prompt(tokenizer, row["prompt"]),), ())
 
 
 def encode_prompt(tokenizer: Any, prompt: Any) -> list[int]:
@@ -66,6 +89,18 @@ def _render(tokenizer: Any, prompt: Any, answer: Any) -> str:
 def _tokenize(tokenizer: Any, prompt: Any, text: str) -> list[int]:
     # A chat template writes the special tokens itself; the tokenizer would double the first.
     return tokenizer(text, add_special_tokens=not is_conversational(prompt))["input_ids"]
+
+
+def describe_template(tokenizer: Any) -> dict[str, Any]:
+    """By what texts become tokens: the chat template's hash, the special tokens' ids, the vocabulary's size."""
+    template = tokenizer.chat_template
+    return {
+        "chat_template": hashlib.sha256(template.encode()).hexdigest()[:16] if template else None,
+        "begin_token_id": tokenizer.bos_token_id,
+        "end_token_id": tokenizer.eos_token_id,
+        "padding_token_id": tokenizer.pad_token_id,
+        "vocabulary": len(tokenizer),
+    }
 
 
 def pad_batch(sequences: Sequence[Sequence[int]], padding: int) -> dict[str, torch.Tensor]:

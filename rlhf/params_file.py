@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rlhf.errors import UserError
-from rlhf.params import Params, PolicyParams, Source
+from rlhf.params import Params
 
-TAGS = {
-    tag
-    for union, field in ((PolicyParams, "algorithm"), (Source, "kind"))
-    for member in get_args(get_args(union)[0])
-    for tag in get_args(member.model_fields[field].annotation)
-}
-"""The members of the tagged unions: pydantic puts them into an error's location, the file has no such key."""
+Sections = TypeVar("Sections", bound=BaseModel)
 
 
 def load_params(path: Path) -> Params:
@@ -27,6 +21,11 @@ def load_params(path: Path) -> Params:
 
     Raises UserError with one sentence per problem, keys in dotted form (`sft.learning_rate`).
     """
+    return load_sections(path, Params)
+
+
+def load_sections(path: Path, model: type[Sections]) -> Sections:
+    """Read and check a file of the sections that `model` has; raises UserError as `load_params`."""
     try:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -43,27 +42,27 @@ def load_params(path: Path) -> Params:
             f"{path} holds {type(raw).__name__}, not a map of sections; start from the repository's params.yaml"
         )
     try:
-        return Params.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join(_explain_all(error, raw, path))) from None
+        raise UserError("\n".join(_explain_all(error, raw, path, model))) from None
 
 
-def _explain_all(error: ValidationError, raw: dict[str, Any], path: Path) -> list[str]:
+def _explain_all(error: ValidationError, raw: dict[str, Any], path: Path, model: type[BaseModel]) -> list[str]:
     """A sentence per key; a union (a number, or the word `estimate`) has a fault per member, joined by `or`."""
     faults: dict[str, list[str]] = {}
     for problem in error.errors():
-        subject, fault = _explain(problem, raw)
+        subject, fault = _explain(problem, raw, model)
         faults.setdefault(subject, []).append(fault)
     return [f"{path}: {subject}{' or '.join(listed)}" for subject, listed in faults.items()]
 
 
-def _explain(problem: Any, raw: dict[str, Any]) -> tuple[str, str]:
+def _explain(problem: Any, raw: dict[str, Any], model: type[BaseModel]) -> tuple[str, str]:
     """The key in dotted form with the value found, and what is wrong with it and how to mend it."""
-    keys, found = _dotted(problem["loc"], raw)
+    keys, found = _dotted(problem["loc"], raw, problem["type"] == "missing")
     dotted = ".".join(keys) or "the file"
     match problem["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(keys[-1], _known_keys(Params, keys[:-1], raw), n=1, cutoff=0.0)
+            near = difflib.get_close_matches(keys[-1], _known_keys(model, keys[:-1], raw), n=1, cutoff=0.0)
             return f"unknown key {dotted}; ", f"did you mean {'.'.join([*keys[:-1], *near])}?"
         case "missing":
             return f"{dotted} is missing; ", "add it (the repository's params.yaml shows a value)"
@@ -75,8 +74,11 @@ def _explain(problem: Any, raw: dict[str, Any]) -> tuple[str, str]:
     return f"{dotted} is {shown}; ", problem["msg"][0].lower() + problem["msg"][1:]
 
 
-def _dotted(location: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any]:
-    """The keys of the user's file along pydantic's location, whose union tags the file does not hold."""
+def _dotted(location: tuple[int | str, ...], raw: Any, is_missing: bool) -> tuple[list[str], Any]:
+    """The keys of the user's file along pydantic's location, which names unions' members too.
+
+    What the file does not hold is such a member, but for the end of a location that is missing.
+    """
     keys: list[str] = []
     value = raw
     for index, part in enumerate(location):
@@ -84,8 +86,8 @@ def _dotted(location: tuple[int | str, ...], raw: Any) -> tuple[list[str], Any]:
         if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
             value = value[part]  # pyright: ignore[reportCallIssue, reportArgumentType]: dict or list, as checked
             keys.append(str(part))
-        elif is_last and isinstance(value, dict) and isinstance(part, str) and part not in TAGS:
-            keys.append(part)
+        elif is_last and is_missing:
+            keys.append(str(part))
     return keys, value
 
 

@@ -1,4 +1,4 @@
-"""Rewards of answers, by a model or by rule, their weighted sum, and the contract that a reward model must keep."""
+"""What a reward is, the reward model as one, the weighted sum, and the contract that a reward model must keep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from rlhf.data.formats import Row
 from rlhf.encoding import encode_answer, pad_batch
 from rlhf.errors import UserError, first_line
 from rlhf.models import load_scorer, load_tokenizer, on_device
-from rlhf.params import RewardMix
-from rlhf.rules import answer_reward, format_reward, language_reward, length_reward
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +25,12 @@ RewardFunction = Callable[..., Sequence[float]]
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward function, its name in curves and its weight in the sum."""
+    """A reward function, its name in curves, its weight in the sum, and what it asks of the rows beforehand."""
 
     name: str
     function: RewardFunction
     weight: float
+    check: Callable[[Sequence[Row]], None] | None = None
 
 
 # reward model -------------------------------------------------------------------------------------
@@ -220,20 +218,11 @@ def _short(value: Any) -> str:
 # mix ----------------------------------------------------------------------------------------------
 
 
-def build_rewards(mix: RewardMix, reward_model: Path, batch_size: int) -> list[Reward]:
-    """The rewards that `mix` names, each with its settings bound, in the order of RewardMix's fields.
-
-    Raises UserError where the mix names the reward model and its folder holds none.
-    """
-    makers: dict[str, Callable[[Any], RewardFunction]] = {
-        "reward_model": lambda _: RewardModel(reward_model, batch_size),
-        "answer": lambda _: answer_reward,
-        "format": lambda _: format_reward,
-        "length": lambda settings: partial(length_reward, shortest=settings.shortest, longest=settings.longest),
-        "language": lambda settings: partial(language_reward, target=settings.target),
-    }
-    named = [(name, settings) for name in makers if (settings := getattr(mix, name)) is not None]
-    return [Reward(name, makers[name](settings), settings.weight) for name, settings in named]
+def check_rows(rewards: Sequence[Reward], rows: Sequence[Row]) -> None:
+    """Refuse, before anything is trained, rows that a reward cannot judge answers to."""
+    for reward in rewards:
+        if reward.check:
+            reward.check(rows)
 
 
 def mixed_reward(

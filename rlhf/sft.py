@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rlhf.curves import CurveRecorder, Log, write_json
-from rlhf.data.formats import completion_text, is_conversational, render_prompt, training_rows
-from rlhf.encoding import IGNORED, Demonstration, encode_demonstration, pad_batch
+from rlhf.data.formats import completion_text, render_prompt, training_rows
+from rlhf.encoding import IGNORED, Reading, describe_template, encode_prompt, pad_batch, read_answer
 from rlhf.errors import UserError
+from rlhf.evaluation.generation import Decoding, generate
+from rlhf.ledger import Ledger, Limit
 from rlhf.models import (
     load_causal,
     load_tokenizer,
     lora_config,
+    on_device,
     save_model,
     set_determinism,
     target_modules_named,
@@ -29,10 +30,9 @@ from rlhf.models import (
 from rlhf.params import SFTParams
 from rlhf.training import CurveReporter, EarlyStopping, fold_adapter
 
-logger = logging.getLogger(__name__)
-
-SAMPLES_SHOWN = 8
-SAMPLE_TOKENS = 128
+SAMPLES_SHOWN, MASKS_SHOWN = 8, 3
+ANSWERS_DRAWN = 32
+"""Greedy answers to held-out prompts that tell whether the model has learnt to stop."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,17 @@ class SFTFiles:
     report: Path
 
 
-@dataclass(frozen=True)
-class Demonstrations:
-    """The usable rows of a file, and how many were cut at `max_length` or left out as the prompt alone fills it."""
-
-    rows: list[Demonstration]
-    truncated: int
-    dropped: int
-
-
-def train_sft(section: SFTParams, files: SFTFiles, seed: int, log: Log) -> dict[str, float | int | None]:
+def train_sft(section: SFTParams, files: SFTFiles, seed: int, log: Log, ledger: Ledger) -> dict[str, Any]:
     """Fine-tune the base model, keep the weights of the lowest held-out loss, save them with adapters merged.
 
-    Returns the metrics: losses in nats per token, `held_out_token_accuracy`, `steps`, `best_step`, and how many rows
-    were used, cut or dropped. Without held-out rows nothing stops early. Raises UserError on unusable rows.
+    Returns the metrics: losses in nats per token, `held_out_token_accuracy`, `steps`, `best_step`, `stop_rate`, what
+    became of the rows, and by what text becomes tokens. Without held-out rows nothing stops early.
+    Raises UserError on unusable rows, and, once model and report are written, where too few answers end by themselves.
     """
     set_determinism(seed)
     tokenizer: Any = load_tokenizer(files.base)
-    train = _read_demonstrations(files.train, tokenizer, section.max_length)
-    test = _read_demonstrations(files.test, tokenizer, section.max_length)
+    limit = Limit(section.max_length, f"sft.max_length is {section.max_length}", is_cuttable=True)
+    train, test = (_read_demonstrations(path, tokenizer, limit, ledger) for path in (files.train, files.test))
     _check_training_set(train, tokenizer, files.train, section.max_length)
     recorder = CurveRecorder(log)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,31 +65,32 @@ def train_sft(section: SFTParams, files: SFTFiles, seed: int, log: Log) -> dict[
         trainer = _build_trainer(section, settings, (train, test), (model, tokenizer))
         trainer.add_callback(CurveReporter(recorder))
         stopping = EarlyStopping(trainer.model, section.evaluations, section.patience)
-        before = trainer.evaluate() if test.rows else {}
-        if test.rows:
+        before = trainer.evaluate() if test else {}
+        if test:
             trainer.add_callback(stopping)
         steps = trainer.train().global_step
         stopping.restore()
-        after = trainer.evaluate() if test.rows else {}
+        after = trainer.evaluate() if test else {}
     recorder.write(files.report / "curves.csv")
-    sample = pad_batch([row.input_ids for row in (test.rows or train.rows)[:8]], tokenizer.pad_token_id)
+    sample = pad_batch([row.sequences[0] for row in (test or train)[:8]], tokenizer.pad_token_id)
     model = fold_adapter(trainer.model, section.adapter, sample, lambda: load_causal(files.base))
     save_model(model, tokenizer, files.model)
-    write_json(files.report / "samples.json", _write_answers(model, tokenizer, files.test, section.max_length))
+    write_json(files.report / "trained_on.json", [_show_mask(tokenizer, row) for row in train[:MASKS_SHOWN]])
     return {
         "loss": _last(recorder, "loss"),
         "held_out_loss": after.get("eval_loss"),
         "held_out_loss_before": before.get("eval_loss"),
         "held_out_token_accuracy": after.get("eval_mean_token_accuracy"),
         "steps": steps,
-        "best_step": stopping.best_step if test.rows else steps,
-        **_count(train, "rows"),
-        **_count(test, "held_out_rows"),
+        "best_step": stopping.best_step if test else steps,
+        "ledger": ledger.write(files.report),
+        "template": describe_template(tokenizer),
+        "stop_rate": _answer_held_out(section, files, model, tokenizer),
     }
 
 
 def _build_trainer(
-    section: SFTParams, settings: dict[str, Any], data: tuple[Demonstrations, Demonstrations], parts: tuple[Any, Any]
+    section: SFTParams, settings: dict[str, Any], data: tuple[list[Reading], list[Reading]], parts: tuple[Any, Any]
 ) -> SFTTrainer:
     """TRL's trainer; `data` is training and held-out rows, `parts` model and tokenizer."""
     train, test = data
@@ -113,41 +106,27 @@ def _build_trainer(
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
         train_dataset=_dataset(train),
-        eval_dataset=_dataset(test) if test.rows else None,
+        eval_dataset=_dataset(test) if test else None,
         processing_class=tokenizer,
         peft_config=lora_config(section.adapter, "CAUSAL_LM"),
     )
 
 
-def _dataset(demonstrations: Demonstrations) -> Dataset:
-    rows = demonstrations.rows
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+def _dataset(rows: list[Reading]) -> Dataset:
+    """Token ids and labels, which are IGNORED on the prompt."""
+    labels = [[IGNORED] * row.starts[0] + row.answers[0] for row in rows]
+    return Dataset.from_dict({"input_ids": [row.sequences[0] for row in rows], "labels": labels})
 
 
-def _read_demonstrations(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Demonstrations:
-    encoded = [encode_demonstration(tokenizer, row, max_length) for row in training_rows(path)]
-    usable = [row for row in encoded if any(label != IGNORED for label in row.labels)]
-    truncated, dropped = sum(row.truncated for row in usable), len(encoded) - len(usable)
-    if truncated or dropped:
-        logger.warning(
-            "%s: %d of %d rows are cut at sft.max_length = %d tokens, %d are left out as their prompt alone fills it",
-            path.name, truncated, len(encoded), max_length, dropped,
-        )  # fmt: skip
-    return Demonstrations(usable, truncated, dropped)
+def _read_demonstrations(path: Path, tokenizer: Any, limit: Limit, ledger: Ledger) -> list[Reading]:
+    readings = (read_answer(tokenizer, row, "completion") for row in training_rows(path))
+    return ledger.admit(f"sft/{path.stem}", readings, limit, tokenizer)
 
 
-def _count(demonstrations: Demonstrations, name: str) -> dict[str, int]:
-    return {
-        name: len(demonstrations.rows),
-        f"{name}_truncated": demonstrations.truncated,
-        f"{name}_dropped": demonstrations.dropped,
-    }
-
-
-def _check_training_set(demonstrations: Demonstrations, tokenizer: Any, path: Path, max_length: int) -> None:
-    if not demonstrations.rows:
+def _check_training_set(rows: list[Reading], tokenizer: Any, path: Path, max_length: int) -> None:
+    if not rows:
         raise UserError(f"{path} has no demonstration that fits into sft.max_length = {max_length} tokens; raise it")
-    if not any(tokenizer.eos_token_id in row.labels for row in demonstrations.rows):
+    if not any(tokenizer.eos_token_id in row.answers[0] for row in rows):
         raise UserError(
             f"every completion of {path} is cut before its end token at sft.max_length = {max_length} tokens, "
             "so the model would never learn to stop; raise it"
@@ -159,15 +138,37 @@ def _last(recorder: CurveRecorder, name: str) -> float | None:
     return values[-1] if values else None
 
 
-def _write_answers(model: Any, tokenizer: Any, path: Path, max_length: int) -> list[dict[str, str]]:
-    """The fine-tuned model's greedy answers to the first held-out prompts, beside the demonstrations."""
-    shown = []
-    for row in training_rows(path)[:SAMPLES_SHOWN]:
-        prompt = render_prompt(tokenizer, row["prompt"])
-        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not is_conversational(row["prompt"]))
-        inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        room = max(1, max_length - inputs["input_ids"].shape[1])
-        output = model.generate(**inputs, do_sample=False, max_new_tokens=min(room, SAMPLE_TOKENS))
-        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        shown.append({"prompt": prompt, "answer": answer, "demonstration": completion_text(row["completion"])})
-    return shown
+def _show_mask(tokenizer: Any, row: Reading) -> dict[str, str]:
+    """A training row as the model reads it, special tokens written out: what is given, and what is learnt."""
+    ids, start = row.sequences[0], row.starts[0]
+    return {"row": row.row, "given": tokenizer.decode(ids[:start]), "learnt": tokenizer.decode(ids[start:])}
+
+
+def _answer_held_out(section: SFTParams, files: SFTFiles, model: Any, tokenizer: Any) -> float | None:
+    """Write the first greedy answers to held-out prompts; the share of answers that end by themselves.
+
+    Raises UserError where that share is below `section.min_stop_rate`.
+    """
+    rows = training_rows(files.test)[:ANSWERS_DRAWN]
+    if not rows:
+        return None
+    longest = max(len(encode_prompt(tokenizer, row["prompt"])) for row in rows)
+    decoding = Decoding(max(1, section.max_length - longest), 0.0, ANSWERS_DRAWN, 0)
+    answers = generate(on_device(model).eval(), tokenizer, [row["prompt"] for row in rows], decoding)
+    samples = [
+        {
+            "prompt": render_prompt(tokenizer, row["prompt"]),
+            "answer": answer.text,
+            "demonstration": completion_text(row["completion"]),
+        }
+        for row, answer in zip(rows[:SAMPLES_SHOWN], answers, strict=False)
+    ]
+    write_json(files.report / "samples.json", samples)
+    share = sum(answer.ended for answer in answers) / len(answers)
+    if share < section.min_stop_rate:
+        raise UserError(
+            f"after fine-tuning only {share:.0%} of {len(answers)} answers end by themselves, less than "
+            f"sft.min_stop_rate {section.min_stop_rate:g} (see {files.report / 'samples.json'}); train longer, raise "
+            "sft.max_length, look at reports/sft/trained_on.json for end tokens, or lower that rate"
+        )
+    return share

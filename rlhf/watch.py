@@ -15,9 +15,11 @@ from rlhf.curves import Log
 from rlhf.evaluation.comparison import compare, estimate_mean
 from rlhf.evaluation.kl import kl_per_answer
 from rlhf.evaluation.prompts import (
+    GoldFiles,
     HeldOutPrompts,
     describe_answers,
     estimate_gold,
+    gold_inputs,
     gold_reward,
     proxy_reward,
     read_prompts,
@@ -34,11 +36,11 @@ ERROR = 0.05
 
 @dataclass(frozen=True)
 class WatchFiles:
-    """The SFT model, reward model (None where there is none), judge, and held-out prompts."""
+    """The SFT model, reward model (None where there is none), what gold reads, and held-out prompts."""
 
     sft: Path
     reward: Path | None
-    judge: Path
+    gold: GoldFiles
     prompts: Path
 
 
@@ -78,7 +80,7 @@ class GoldWatch:
         self._prompts = HeldOutPrompts(evaluate, seed, load_tokenizer(files.sft), rows)
         self.key = evaluate.model_dump_json()
         self.inputs = [files.sft, files.prompts, *([files.reward] if files.reward else [])]
-        self.inputs += [files.judge] if evaluate.gold == "judge" else []
+        self.inputs += gold_inputs(evaluate, files.gold)
         self._snapshot = Snapshot()
         self._looks: list[Look] = []
 
@@ -125,8 +127,8 @@ class GoldWatch:
         prompts, temperature = self._prompts, self._prompts.params.temperature
         answers = prompts.answer(model, temperature)
         kl = kl_per_answer(prompts.log_probs(model, answers), self._reference_log_probs(model, answers), "k1")
-        gold = prompts.reward(gold_reward(prompts.params, self._files.judge), answers)
-        interval = estimate_gold(prompts.params, gold)
+        gold = prompts.reward(gold_reward(prompts.params, self._files.gold), answers)
+        interval = estimate_gold(gold)
         figures = {
             "watch/gold_reward": interval.mean,
             "watch/gold_reward_low": interval.low,

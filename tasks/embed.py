@@ -10,6 +10,7 @@ from tasks.paths import Paths
 def run(params: Params, paths: Paths, _log: Log) -> None:
     """Read a model and data/validated/{preferences,ratings}; write data/embeddings, metrics and reports/embed."""
     from rlhf.embeddings import EmbedFiles, embed_answers
+    from rlhf.ledger import Ledger
 
     files = EmbedFiles(
         model=paths.embedder(params.embed.model),
@@ -17,4 +18,4 @@ def run(params: Params, paths: Paths, _log: Log) -> None:
         embeddings=paths.embeddings,
         report=paths.report("embed"),
     )
-    write_json(paths.metrics("embed"), embed_answers(params.embed, files))
+    write_json(paths.metrics("embed"), embed_answers(params.embed, files, Ledger(params.ledger)))

@@ -9,7 +9,7 @@ from typing import Any
 from rlhf.curves import Log, write_json
 from rlhf.errors import UserError
 from rlhf.params import Params
-from tasks.paths import Paths
+from tasks.paths import Paths, refuse_unwatched
 
 
 def run(params: Params, paths: Paths, log: Log) -> None:
@@ -18,7 +18,8 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     Raises UserError where a model is missing.
     """
     from rlhf.evaluation.frontier import trace_frontier
-    from rlhf.evaluation.report import write_report
+    from rlhf.evaluation.prompts import GoldFiles, gold_files
+    from rlhf.evaluation.report import Trainings, write_report
     from rlhf.evaluation.yardstick import SFT, EvaluationFiles, evaluate_policies
 
     policies = {SFT: paths.model("sft")} | {name: paths.model("policy", name) for name in params.policies}
@@ -27,20 +28,28 @@ def run(params: Params, paths: Paths, log: Log) -> None:
             raise UserError(f"{folder.relative_to(paths.root)} holds no model; run `dvc repro` to train {name} first")
     reports = {name: paths.report(name) for name in ("sft", "reward", "probe")}
     reports |= {name: paths.report("policy", name) for name in params.policies}
-    health = {name: _read_health(folder / "health.json", paths.root) for name, folder in reports.items()}
+    health = {name: _read_report(folder / "health.json", paths.root) for name, folder in reports.items()}
+    kept = {"sft": paths.report("sft"), "embed": paths.report("embed")}
+    kept |= {name: paths.report("policy", name) for name in params.policies}
+    trainings = Trainings(
+        health=health,
+        ledgers={name: _read_report(folder / "ledger.json", paths.root) for name, folder in kept.items()},
+        examples=_read_report(paths.report("sft") / "trained_on.json", paths.root),
+    )
     files = EvaluationFiles(
         policies=policies,
         reward=paths.reward_model,  # without one proxy rewards are null
-        judge=paths.model("judge"),
+        gold=GoldFiles(sft=paths.model("sft"), judge=paths.model("judge"), root=paths.root),
         prompts=paths.rows("prompts", "test"),
         preferences=paths.rows("preferences", "test"),
     )
+    refuse_unwatched(paths, "evaluate", "evaluate.gold", gold_files(params.evaluate))
     yardstick, measured = evaluate_policies(params.evaluate, files, params.seed)
     curves = {name: paths.report("policy", name) / "curves.csv" for name in params.policies}
     frontier = trace_frontier(yardstick, measured, curves)
     for name, one in measured.items():
         one.metrics["frontier_area"] = frontier.area(name, params.evaluate.kl_budget)
-    samples = write_report(paths.report("evaluate"), yardstick, measured, frontier, health)
+    samples = write_report(paths.report("evaluate"), yardstick, measured, frontier, trainings)
     write_json(paths.report("evaluate") / "samples.json", samples)
     metrics = {name: one.metrics for name, one in measured.items()}
     write_json(paths.metrics("evaluate"), metrics)
@@ -48,7 +57,7 @@ def run(params: Params, paths: Paths, log: Log) -> None:
         log({f"{name}/{key}": float(value) for key, value in figures.items() if isinstance(value, (int, float))}, 0)
 
 
-def _read_health(path: Path, root: Path) -> dict[str, Any]:
+def _read_report(path: Path, root: Path) -> Any:
     if not path.exists():
         raise UserError(f"{path.relative_to(root)} does not exist; run `dvc repro` to train what it describes")
     return json.loads(path.read_text(encoding="utf-8"))

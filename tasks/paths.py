@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from ruamel.yaml import YAML
+
+from rlhf.errors import UserError
 
 KINDS: tuple[Literal["sft", "preferences", "ratings", "prompts"], ...] = ("sft", "preferences", "ratings", "prompts")
 """The kinds of data, each a folder with `train.jsonl` and `test.jsonl`."""
@@ -84,3 +89,22 @@ def find_root() -> Path:
         return Path(os.environ["DVC_ROOT"])
     here = Path.cwd().resolve()
     return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
+
+
+def refuse_unwatched(paths: Paths, stage: str, key: str, files: Iterable[str]) -> None:
+    """Raise UserError where params name a file that DVC does not watch: a change of it would go unnoticed.
+
+    `key` names the params that read the files. Nothing happens where there is no dvc.yaml.
+    """
+    pipeline = paths.root / "dvc.yaml"
+    if not pipeline.exists():
+        return
+    described = YAML(typ="safe", pure=True).load(pipeline.read_text(encoding="utf-8"))["stages"][stage]
+    watched = [(paths.root / dep).resolve() for dep in described.get("do", described)["deps"]]
+    for file in files:
+        path = (paths.root / file).resolve()
+        if path.exists() and not any(path.is_relative_to(dep) for dep in watched):
+            raise UserError(
+                f"{key} reads {file}, which is no dep of the stage {stage} in dvc.yaml, so that a change would go "
+                "unnoticed; put it into rewards/, or add it to those deps"
+            )

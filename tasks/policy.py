@@ -8,9 +8,10 @@ from rlhf.checkpoints import Checkpoints
 from rlhf.curves import CurveRecorder, Log, write_json
 from rlhf.errors import UserError
 from rlhf.health import write_health
-from rlhf.params import Params
+from rlhf.ledger import Ledger
+from rlhf.params import PairParams, Params, files_read
 from rlhf.policies import PolicyFiles, train_policy
-from tasks.paths import Paths
+from tasks.paths import Paths, refuse_unwatched
 
 if TYPE_CHECKING:
     from rlhf.policies.watching import Watch
@@ -30,19 +31,27 @@ def run(params: Params, paths: Paths, log: Log, name: str) -> None:
         reward=paths.model("reward"),
         prompts=paths.rows("prompts", "train"),
         preferences=paths.rows("preferences", "train"),
+        root=paths.root,
     )
+    policy = params.policies[name]
+    rewards = {} if isinstance(policy, PairParams) else policy.rewards
+    refuse_unwatched(paths, "policy", f"policies.{name}.rewards", files_read(rewards))
     curves = CurveRecorder(log)
     watch = _watch(params, paths, curves)
     checkpoints = Checkpoints(paths.checkpoints("policy", name), **CHECKPOINTS)
-    model = train_policy(params.policies[name], files, params.seed, curves, checkpoints, watch)
+    ledger = Ledger(params.ledger)
+    model = train_policy(policy, files, params.seed, curves, checkpoints, watch, ledger)
     save_model(model, load_tokenizer(files.sft), paths.model("policy", name))
     curves.write(paths.report("policy", name) / "curves.csv")
-    health = write_health(paths.report("policy", name), params.policies[name].algorithm, curves.rows)
-    write_json(paths.metrics("policy", name), {**curves.rows[max(curves.rows)], "health": health})
+    health = write_health(paths.report("policy", name), policy.algorithm, curves.rows)
+    accounts = ledger.write(paths.report("policy", name))
+    figures = {**curves.rows[max(curves.rows)], "ledger": accounts, "health": health}
+    write_json(paths.metrics("policy", name), figures)
     checkpoints.clear()
 
 
 def _watch(params: Params, paths: Paths, log: Log) -> Watch | None:
+    from rlhf.evaluation.prompts import GoldFiles, gold_files
     from rlhf.watch import GoldWatch, WatchFiles
 
     if params.evaluate.watch is None:
@@ -50,7 +59,8 @@ def _watch(params: Params, paths: Paths, log: Log) -> Watch | None:
     files = WatchFiles(
         sft=paths.model("sft"),
         reward=paths.reward_model,
-        judge=paths.model("judge"),
+        gold=GoldFiles(sft=paths.model("sft"), judge=paths.model("judge"), root=paths.root),
         prompts=paths.rows("prompts", "test"),
     )
+    refuse_unwatched(paths, "policy", "evaluate.gold", gold_files(params.evaluate))
     return GoldWatch(params.evaluate.watch, params.evaluate, files, params.seed, log)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rlhf.curves import CurveRecorder, Log, write_json
-from rlhf.data.formats import Row, write_rows
-from rlhf.data.sources import Kind
+from rlhf.data.formats import SPLITS, Row, write_rows
+from rlhf.data.sources import Kind, Treatment
 from rlhf.data.splits import prepare_source
 from rlhf.data.world import World, make_world
 from rlhf.params import Params, Source, WorldSource
@@ -19,24 +19,27 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     world = make_world(section.world, params.seed) if section.world and section.world_users else None
     counts: dict[str, int] = {}
     for kind in KINDS:
-        train, test = _rows_of(kind, getattr(section.data, kind), world, params, paths)
-        for split, rows in (("train", train), ("test", test)):
-            write_rows(paths.prepared / kind / f"{split}.jsonl", rows)
-            counts[f"{kind}_{split}_rows"] = len(rows)
+        written = _write_rows_of(kind, getattr(section.data, kind), world, params, paths)
+        counts |= {f"{kind}_{split}_rows": count for split, count in written.items()}
     curves = CurveRecorder(log)
     _make_base_model(params, paths, world, curves)
     curves.write(paths.report("prepare") / "curves.csv")
     write_json(paths.metrics("prepare"), counts)
 
 
-def _rows_of(
+def _write_rows_of(
     kind: Kind, source: Source | None, world: World | None, params: Params, paths: Paths
-) -> tuple[list[Row], list[Row]]:
-    if source is None:
-        return [], []
-    if isinstance(source, WorldSource):
-        return getattr(world, kind)
-    return prepare_source(source, kind, paths.root, params.seed)
+) -> dict[str, int]:
+    """Both splits of a kind; the number of rows in each."""
+    folder = paths.prepared / kind
+    if source is not None and not isinstance(source, WorldSource):
+        data = params.prepare.data
+        treatment = Treatment(data.votes, data.system, data.form)
+        return prepare_source(source, kind, paths.root, params.seed, folder, treatment)
+    splits: tuple[list[Row], list[Row]] = getattr(world, kind) if source else ([], [])
+    for split, rows in zip(SPLITS, splits, strict=True):
+        write_rows(folder / f"{split}.jsonl", rows)
+    return {split: len(rows) for split, rows in zip(SPLITS, splits, strict=True)}
 
 
 def _make_base_model(params: Params, paths: Paths, world: World | None, log: Log) -> None:

@@ -10,6 +10,7 @@ from tasks.paths import Paths
 
 def run(params: Params, paths: Paths, log: Log) -> None:
     """Read models/base and data/validated/sft; write models/sft, metrics/sft.json and reports/sft."""
+    from rlhf.ledger import Ledger
     from rlhf.sft import SFTFiles, train_sft
 
     files = SFTFiles(
@@ -20,5 +21,5 @@ def run(params: Params, paths: Paths, log: Log) -> None:
         report=paths.report("sft"),
     )
     curves = CurveRecorder(log)
-    metrics = train_sft(params.sft, files, params.seed, curves)
+    metrics = train_sft(params.sft, files, params.seed, curves, Ledger(params.ledger))
     write_json(paths.metrics("sft"), {**metrics, "health": write_health(files.report, "sft", curves.rows)})

@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from rlhf.curves import Log, write_json
 from rlhf.data.expectations import open_context, save_data_docs
-from rlhf.data.formats import write_rows
-from rlhf.data.quarantine import SPLITS, Outcome, Yardstick, find_shared_prompts, read_prepared, sift_rows
+from rlhf.data.formats import SPLITS, write_rows
+from rlhf.data.quality.verdict import Verdict, judge_quality
+from rlhf.data.quarantine import (
+    Outcome,
+    Yardstick,
+    find_shared_prompts,
+    kept_rows,
+    quarantined_rows,
+    read_prepared,
+    sift_rows,
+)
+from rlhf.data.sources import Rows
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
 from rlhf.params import Params
@@ -32,24 +44,40 @@ def run(params: Params, paths: Paths, _log: Log) -> None:
         context = open_context(Path(folder))
         yardstick = Yardstick(params.validate_, tokenizer, _context_length(base), context, _scale(params))
         outcomes = {kind: sift_rows(prepared[kind], kind, yardstick) for kind in present}
+        kept = {kind: _kept(prepared[kind], outcomes[kind]) for kind in present}
+        verdicts = judge_quality(kept, params.validate_.quality, context)
         save_data_docs(Path(folder), paths.report("validate"))
     for kind in KINDS:
-        write_rows(paths.quarantine / f"{kind}.jsonl", outcomes[kind].quarantined if kind in outcomes else [])
-    problems = [problem for outcome in outcomes.values() for problem in outcome.problems]
-    write_json(paths.metrics("validate"), _metrics(outcomes, problems))
+        broken = quarantined_rows(prepared[kind], outcomes[kind]) if kind in outcomes else []
+        write_rows(paths.quarantine / f"{kind}.jsonl", broken)
+    problems = [problem for kind in present for problem in outcomes[kind].problems + verdicts[kind].problems]
+    write_json(paths.metrics("validate"), _metrics(outcomes, verdicts, problems))
     if problems:
         raise UserError("\n".join(problems))
     for kind in KINDS:
         for split in SPLITS:
-            write_rows(paths.rows(kind, split), outcomes[kind].kept[split] if kind in outcomes else [])
+            write_rows(paths.rows(kind, split), kept[kind][split] if kind in kept else [])
 
 
-def _metrics(outcomes: dict[str, Outcome], problems: list[str]) -> dict[str, object]:
+def _kept(rows: Mapping[str, Rows], outcome: Outcome) -> dict[str, Rows]:
+    """The sound rows of both splits, read anew by every loop."""
+    return {split: Rows(partial(kept_rows, rows, outcome, split)) for split in SPLITS}
+
+
+def _metrics(outcomes: dict[str, Outcome], verdicts: dict[str, Verdict], problems: list[str]) -> dict[str, object]:
     warnings = [f"{kind}: {name}" for kind, outcome in outcomes.items() for name in outcome.metrics["warnings"]]
-    warnings += find_shared_prompts({kind: outcome.kept for kind, outcome in outcomes.items()})
+    warnings += [f"{kind}: {name}" for kind, verdict in verdicts.items() for name in verdict.metrics["warnings"]]
+    warnings += find_shared_prompts({kind: outcome.prompts for kind, outcome in outcomes.items()})
     for warning in warnings:
         logger.warning("%s", warning)
-    figures = {kind: outcome.metrics for kind, outcome in outcomes.items()}
+    figures = {
+        kind: {
+            **outcome.metrics,
+            "quality": verdicts[kind].metrics,
+            "success": outcome.metrics["success"] and not verdicts[kind].problems,
+        }
+        for kind, outcome in outcomes.items()
+    }
     return {**figures, "warnings": warnings, "problems": problems, "success": not problems}
 
 

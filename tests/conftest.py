@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.paths import Paths
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
@@ -68,7 +70,15 @@ def policy_files(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
     folder = tmp_path_factory.mktemp("policy-data")
     write_rows(folder / "prompts.jsonl", tiny_world.prompts[0])
     write_rows(folder / "preferences.jsonl", tiny_world.preferences[0])
-    return PolicyFiles(tiny_model_dir, tiny_reward_dir, folder / "prompts.jsonl", folder / "preferences.jsonl")
+    return PolicyFiles(tiny_model_dir, tiny_reward_dir, folder / "prompts.jsonl", folder / "preferences.jsonl", folder)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Paths:
+    """A workspace with a base model's tokenizer (a word is a token) and configuration, and sound rows of each kind."""
+    from tests.validation import make_workspace
+
+    return make_workspace(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.base_models import load_base, set_chat_template
 from rlhf.data.formats import render_prompt
-from rlhf.encoding import encode_answer, encode_demonstration
+from rlhf.encoding import encode_answer, read_answer
 from rlhf.models import load_tokenizer, save_model
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
@@ -48,7 +48,7 @@ def test_with_a_real_tokenizer_a_conversation_starts_once_and_ends(stories):
 
 
 def test_with_a_real_tokenizer_the_loss_covers_the_answer_and_its_end(stories):
-    row = encode_demonstration(stories, {"prompt": TURNS, "completion": ANSWER}, 256)
-    learnt = [label for label in row.labels if label >= 0]
+    row = {"id": "r", "prompt": TURNS, "completion": ANSWER}
+    (learnt,) = read_answer(stories, row, "completion").answers
     assert stories.decode(learnt, skip_special_tokens=True).strip() == "Hello."
     assert stories.eos_token_id in learnt

@@ -20,8 +20,10 @@ from rlhf import watch as watch_module
 from rlhf.checkpoints import Checkpoints, random_state, set_random_state, training_key
 from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import training_rows, write_rows
+from rlhf.evaluation.prompts import GoldFiles
 from rlhf.models import load_tokenizer, save_model
-from rlhf.params import AdapterParams, AdaptiveBeta, DynamicSampling, RewardMix, Weight
+from rlhf.params import AdapterParams, AdaptiveBeta, DynamicSampling
+from rlhf.params.rewards import AnswerReward
 from rlhf.params_file import load_params
 from rlhf.policies import groups, iterative_dpo, train_policy
 from rlhf.policies.resuming import make_resumable
@@ -41,13 +43,17 @@ REFILLED = {
     "advantage": "leave_one_out",
     "group_size": 4,
     "dynamic_sampling": DynamicSampling(max_refills=2),
-    "rewards": RewardMix(answer=Weight(weight=1.0)),
+    "rewards": {"answer": AnswerReward(kind="answer", weight=1.0, answer_in="form")},
 }
 """A model this small answers nothing rightly: only the penalty of a missing end tells its answers apart."""
 
 ACCUMULATED = {"gradient_accumulation_steps": 2, "lr_scheduler": "cosine"}
 PAIRS = ACCUMULATED | {"epochs": 2.0, "batch_size": 4}
-GROUPS = ACCUMULATED | {"steps": 8, "update_epochs": 2, "rewards": {"reward_model": {"weight": 1.0}}}
+GROUPS = ACCUMULATED | {
+    "steps": 8,
+    "update_epochs": 2,
+    "rewards": {"reward_model": {"kind": "reward_model", "weight": 1.0}},
+}
 """Six steps, and eight. The fifth, and the eleventh of longer trainings, is the end neither of an epoch, nor of the
 ten steps that are logged as one, nor of the two that read the same answers."""
 
@@ -114,7 +120,8 @@ def make_watch(files, log):
     evaluate = load_params(ROOT / "params.yaml").evaluate
     watch = evaluate.watch.model_copy(update={"prompts": 6, "evaluations": 6})
     sizes = {"prompts": 2, "max_new_tokens": 6, "batch_size": 8, "watch": watch}
-    watched = WatchFiles(files.sft, files.reward, files.reward, files.prompts)
+    gold = GoldFiles(files.sft, files.reward, files.root)
+    watched = WatchFiles(files.sft, files.reward, gold, files.prompts)
     return GoldWatch(watch, evaluate.model_copy(update=sizes), watched, 5, log)
 
 

@@ -70,8 +70,9 @@ def _needed(module: str) -> set[str]:
 
 
 def test_sections_stages_and_modules_have_the_same_names() -> None:
-    sections = {field.alias or name for name, field in Params.model_fields.items()} - {"seed"}
-    assert set(_load("params.yaml")) - {"seed"} == sections
+    shared = {"seed", "ledger"}  # what several stages read
+    sections = {field.alias or name for name, field in Params.model_fields.items()} - shared
+    assert set(_load("params.yaml")) - shared == sections
     assert {"policy" if name == "policies" else name for name in sections} == {*STAGES, "promote"}
     assert tuple(_stages()) == STAGES
     assert all((ROOT / "tasks" / f"{name}.py").exists() for name in (*STAGES, "promote"))
@@ -196,9 +197,9 @@ def _runnable(module: str) -> bool:
 def _commands() -> frozenset[str]:
     from alignflow import app
 
-    return frozenset(
-        command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands
-    )
+    groups = (str(group.name) for group in app.registered_groups)
+    commands = (command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands)
+    return frozenset((*groups, *commands))
 
 
 def test_the_lock_pins_every_dependency_and_nothing_else_than_versions() -> None:

@@ -97,7 +97,9 @@ def test_the_loss_of_the_chosen_answers_raises_them(params, policy_files):
 
 
 def test_a_pair_too_long_is_refused_and_named(params, policy_files):
-    with pytest.raises(UserError, match=r"preference .+ tokens long with its chosen answer, max_length is 12"):
+    with pytest.raises(
+        UserError, match=r"row .+ of preferences is \d+ tokens long, max_length is 12; .* ledger.on_too_long to drop"
+    ):
         train_policy(params.model_copy(update={"max_length": 12}), policy_files, 0, no_log)
 
 

@@ -14,8 +14,9 @@ from rlhf.embeddings import EmbedFiles, embed_answers, load_places, load_vectors
 from rlhf.encoding import encode_answer
 from rlhf.errors import UserError
 from rlhf.examples import read_answers
+from rlhf.ledger import Ledger
 from rlhf.models import load_fresh_scorer, load_tokenizer, save_model
-from rlhf.params import EmbedParams
+from rlhf.params import EmbedParams, LedgerParams
 
 PAIRS = with_ids(
     [
@@ -27,19 +28,21 @@ PAIRS = with_ids(
 RATINGS = with_ids([{"prompt": "Ben has 3 pens.\n", "completion": "3", "score": 4}])
 
 
-def embed(folder: Path, model: Path, rows: dict[str, list[Row]] | None = None, **changes: Any) -> dict[str, int]:
+def embed(folder: Path, model: Path, rows: dict[str, list[Row]] | None = None, **changes: Any) -> dict[str, Any]:
     rows = {"preferences": PAIRS, "ratings": RATINGS} if rows is None else rows
     for kind in ("preferences", "ratings"):
         for split in ("train", "test"):
             write_rows(folder / kind / f"{split}.jsonl", rows.get(kind, []))
     values = {"model": "sft", "max_length": 64, "batch_size": 2, "precision": "fp32"} | changes
-    return embed_answers(EmbedParams(**values), EmbedFiles(model, folder, folder / "out", folder / "report"))
+    ledger = Ledger(LedgerParams(on_too_long="drop", max_lost_share=1.0))
+    return embed_answers(EmbedParams(**values), EmbedFiles(model, folder, folder / "out", folder / "report"), ledger)
 
 
 def test_every_distinct_answer_is_embedded_once(tmp_path: Path, tiny_model_dir: Path) -> None:
     metrics = embed(tmp_path, tiny_model_dir)
     assert (metrics["answers"], metrics["dimensions"]) == (3, 16)
-    assert (metrics["preferences_train_rows"], metrics["preferences_train_dropped_too_long"]) == (2, 1)
+    account = metrics["ledger"]["preferences/train"]
+    assert (account["read"], account["used"], account["dropped"]) == (3, 2, {"too_long": 1})
     places = load_places(tmp_path / "out", "preferences", "train")
     assert places == {PAIRS[0]["id"]: [0, 1], PAIRS[1]["id"]: [2, 0]}
     assert load_places(tmp_path / "out", "ratings", "test") == {RATINGS[0]["id"]: [0]}
@@ -48,7 +51,7 @@ def test_every_distinct_answer_is_embedded_once(tmp_path: Path, tiny_model_dir: 
     _, expected = read_answers(load_fresh_scorer(tiny_model_dir, tokenizer.pad_token_id), sequences, 1)
     np.testing.assert_allclose(load_vectors(tmp_path / "out"), expected, rtol=1e-4, atol=1e-5)
     with (tmp_path / "report" / "lengths.csv").open() as file:
-        assert sum(int(row["answers"]) for row in csv.DictReader(file)) == 14
+        assert sum(int(row["rows"]) for row in csv.DictReader(file)) == 8
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from rlhf.curves import CurveRecorder, no_log
+from rlhf.curves import CurveRecorder, no_log, write_json
 from rlhf.data.formats import read_rows, write_rows
-from rlhf.encoding import encode_prompt
+from rlhf.encoding import Reading, encode_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.comparison import QUANTILE, Estimate, compare, estimate_mean, estimate_share, score_interval
 from rlhf.evaluation.frontier import Frontier, Point, area_under, expected_best
@@ -23,7 +23,10 @@ from rlhf.evaluation.kl import completion_log_probs, kl_per_answer, kl_to_refere
 from rlhf.evaluation.report import draw_frontier, rank_prompts
 from rlhf.evaluation.yardstick import Measured
 from rlhf.health import write_health
+from rlhf.ledger import Ledger, Limit
 from rlhf.models import load_causal, load_tokenizer, save_model
+from rlhf.params import LedgerParams
+from rlhf.params.rewards import FunctionReward, LengthReward
 from rlhf.params_file import load_params
 from tasks.evaluate import run
 from tasks.paths import Paths
@@ -292,6 +295,12 @@ def workspace(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
     for folder in (*map(paths.report, ("sft", "reward", "probe")), paths.report("policy", "grpo")):
         write_health(folder, "sft", {1: {"grad_norm": 1.0}})
     write_health(paths.report("policy", "dpo"), "dpo", {1: {"rewards/margins": 40.0}})
+    ledger = Ledger(LedgerParams(on_too_long="drop", max_lost_share=1.0))
+    rows = [Reading("r1", ([5, 6, 7],), (1,)), Reading("r2", ([5] * 4321,), (1,))]
+    ledger.admit("rows", rows, Limit(4000, "short"), tokenizer)
+    for folder in (*map(paths.report, ("sft", "embed")), *(paths.report("policy", name) for name in ("dpo", "grpo"))):
+        ledger.write(folder)
+    write_json(paths.report("sft") / "trained_on.json", [{"row": "r1", "given": "<b>", "learnt": "learnt <eos>"}])
     return paths
 
 
@@ -373,7 +382,10 @@ def test_the_stage_writes_the_same_bytes_twice(metrics, params, workspace):
 
 def test_the_report_shows_all_and_escapes_what_it_shows(metrics, workspace):
     page = (workspace.report("evaluate") / "report.html").read_text()
-    assert page.count("<article") == 4
+    assert page.count("<article") == 4 + 1, "a card per prompt, and what is learnt of a row"
+    assert "learnt &lt;eos&gt;" in page
+    assert page.count("1 too long") == 4, "sft, embed, dpo and grpo"
+    assert "<td>4321</td><td>4000</td>" in page
     assert "&lt;b&gt; &amp; co" in page
     assert "<b>" not in page
     assert "data:image/png;base64," in page
@@ -424,6 +436,30 @@ def test_a_judge_may_be_the_gold_reward(params, workspace, tmp_path):
     wins = sum(ours > theirs for ours, theirs in zip(golds["dpo"], golds["sft"], strict=True))
     assert figures["win_rate"] == pytest.approx(wins / 10)
     assert "✓" not in (paths.report("evaluate") / "report.html").read_text()
+
+
+def test_gold_may_be_a_reward_of_any_kind(params, workspace, tmp_path):
+    """Twice the number of characters within a band: no right or wrong, so means with their intervals, and no ticks."""
+    paths = copied(workspace, tmp_path)
+    length = LengthReward(kind="length", weight=2.0, shortest=500, longest=1000, unit="characters")
+    section = params.evaluate.model_copy(update={"gold": length, "samples_shown": 10})
+    run(params.model_copy(update={"evaluate": section}), paths, no_log)
+    samples = json.loads((paths.report("evaluate") / "samples.json").read_text())
+    for row in samples:
+        assert row["gold"] == pytest.approx(max(0.0, 2 * (2 * len(row["answer"]) / 500 - 1)), abs=1e-5)
+    page = (paths.report("evaluate") / "report.html").read_text()
+    assert "the reward length that evaluate.gold names" in page
+    assert "✓" not in page
+
+
+def test_gold_of_a_file_that_dvc_does_not_watch_is_refused(params, workspace, tmp_path):
+    paths = copied(workspace, tmp_path)
+    (paths.root / "dvc.yaml").write_text("stages: {evaluate: {deps: [rewards]}}")
+    (paths.root / "mine.py").write_text("def score(prompts, completions, **columns): return [1.0] * len(prompts)")
+    own = FunctionReward(kind="function", weight=1.0, path="mine.py", name="score")
+    section = params.evaluate.model_copy(update={"gold": own})
+    with pytest.raises(UserError, match=r"evaluate.gold reads mine.py, which is no dep of the stage evaluate"):
+        run(params.model_copy(update={"evaluate": section}), paths, no_log)
 
 
 def test_what_cannot_be_measured_ends_in_a_sentence(params, workspace, tmp_path):

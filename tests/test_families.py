@@ -19,7 +19,7 @@ from rlhf.policies import groups, iterative_dpo, train_policy
 from rlhf.policies.kto import labelled_answers
 from rlhf.scoring import Reward
 from tests.learning import change, check_trained, sample_to_the_limit
-from tests.tiny import share_of_letters
+from tests.tiny import ANSWER, share_of_letters
 
 ROOT = Path(__file__).parent.parent
 PARAMS = load_params(ROOT / "params.yaml")
@@ -28,7 +28,7 @@ SMALL = {"batch_size": 8, "learning_rate": 0.01, "warmup_share": 0.0}
 PAIRS = {name: DPO[name] for name in PairParams.model_fields} | SMALL
 PAIRS |= {"contradicted": "keep", "epochs": 1.0, "max_length": 256}
 GROUPS = {name: GRPO[name] for name in GroupParams.model_fields} | SMALL
-GROUPS |= {"steps": 2, "group_size": 4, "max_new_tokens": 6, "rewards": {"answer": {"weight": 1.0}}}
+GROUPS |= {"steps": 2, "group_size": 4, "max_new_tokens": 6, "rewards": {"answer": ANSWER}}
 BASES = {
     "dpo": DPO | PAIRS | {"algorithm": "dpo", "sft_weight": 0.0},
     "kto": PAIRS
@@ -220,7 +220,7 @@ def test_what_cannot_be_meant_is_refused(algorithm, changes, sentence):
 
 @pytest.mark.parametrize("algorithm", ["kto", "orpo", "cpo"])
 def test_pairs_are_checked_before_training(files, tmp_path, algorithm):
-    with pytest.raises(UserError, match=r"tokens long with its chosen answer, max_length is 12"):
+    with pytest.raises(UserError, match=r"tokens long, max_length is 12"):
         train_policy(section(algorithm, max_length=12), files, 0, no_log)
     write_rows(tmp_path / "none.jsonl", [])
     with pytest.raises(UserError, match=f"{algorithm} has no preference pairs"):

@@ -21,7 +21,7 @@ from tasks import policy, sft
 from tasks.paths import Paths
 from tasks.stage import Workspace
 from tasks.tracking import lineage
-from tests.tiny import ROOT, tiny_params
+from tests.tiny import ANSWER, ROOT, tiny_params
 
 NAN, INF = math.nan, math.inf
 Curves = list[list[float]]
@@ -173,7 +173,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, policy_files: PolicyFile
 def params() -> Params:
     """Every reward in the mix, groups for PPO too and refills for GRPO, so that every curve there is is logged."""
     raw = tiny_params()
-    mix = {"reward_model": {"weight": 0.2}, "answer": {"weight": 1.0}}
+    mix = {"reward_model": {"kind": "reward_model", "weight": 0.2}, "answer": ANSWER}
     raw["policies"]["ppo"] |= {"rewards": mix, "group_size": 2}
     raw["policies"]["grpo"] |= {"rewards": mix, "dynamic_sampling": {"max_refills": 1}}
     raw["policies"]["dpo"] |= {"max_length": 200}

@@ -51,7 +51,7 @@ def rewarding(monkeypatch):
 def test_a_prompt_must_leave_room_for_an_answer(policy_files, rewarding, algorithm):
     rewarding(share_of_letters)
     first = training_rows(policy_files.prompts)[0]["id"]
-    sentence = rf"prompt {first} is \d+ tokens long and max_new_tokens is 120, together more than the 128"
+    sentence = rf"row {first} of prompts is \d+ tokens long, the model reads 128 tokens and max_new_tokens is 120"
     refused(sentence, section(algorithm, max_new_tokens=120), policy_files)
 
 

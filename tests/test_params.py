@@ -14,6 +14,11 @@ from rlhf.params_file import load_params
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 ADAPTER = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear", "quantise": None}
+LENGTH = {"kind": "length", "weight": 1.0, "unit": "tokens", "shortest": 4, "longest": 8}
+WIDE = {"within": 0.2, "points": 1.0}
+NUMBER = {"exact": 5.0, "same": 3.5, "bands": [WIDE], "wrong": -2.5, "missing": 0.0}
+NUMBER |= {"kind": "number", "weight": 1.0, "answer_in": "boxed"}
+FORMAT = {"kind": "format", "weight": 1.0, "blocks": ["think"], "form": "whole"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -92,14 +97,72 @@ def edited(tmp_path):
         ("policies.grpo.group_size", 1, r"policies\.grpo\.group_size is 1"),
         ("policies.grpo.group_size", 7, r"not divisible by group_size 7"),
         ("policies.ppo.rewards", {}, r"policies\.ppo\.rewards: no reward is named"),
+        ("policies.ppo.rewards.answer", {"weight": 1.0}, r"policies\.ppo\.rewards\.answer has no 'kind'; add it"),
+        ("policies.ppo.rewards.answer.kind", "anser", r"policies\.ppo\.rewards\.answer.* 'anser'.*'answer'"),
+        (
+            "policies.ppo.rewards.answer.answer_in",
+            "box",
+            r"rewards\.answer\.answer_in is 'box'; input should be 'form'",
+        ),
+        (
+            "policies.ppo.rewards.answer.wait",
+            1.0,
+            r"unknown key policies\.ppo\.rewards\.answer\.wait; did you mean \S+weight",
+        ),
+        ("policies.ppo.rewards.answer.weight", float("inf"), r"policies\.ppo\.rewards\.answer\.weight is inf"),
+        ("policies.ppo.rewards.My Own", NUMBER, r"policies\.ppo\.rewards\.My Own is dict; string should match"),
+        (
+            "policies.ppo.rewards.again",
+            {"kind": "reward_model", "weight": 1.0},
+            r"policies\.ppo\.rewards: reward_model and again are the same reward model",
+        ),
+        (
+            "policies.ppo.rewards.brief",
+            {**LENGTH, "shortest": 9},
+            r"rewards\.brief: shortest is 9 but longest is 8; swap",
+        ),
+        ("policies.ppo.rewards.brief", {**LENGTH, "longest": 0}, r"rewards\.brief\.longest is 0"),
+        ("policies.ppo.rewards.brief", {**LENGTH, "unit": "words"}, r"rewards\.brief\.unit is 'words'"),
+        (
+            "policies.ppo.rewards.near",
+            {**NUMBER, "bands": [WIDE, WIDE]},
+            r"rewards\.near: bands has within 0\.2 before 0",
+        ),
+        (
+            "policies.ppo.rewards.near",
+            {**NUMBER, "bands": [{"within": 1.0, "points": 1.0}]},
+            r"rewards\.near\.bands\.0\.within is 1\.0",
+        ),
+        ("policies.ppo.rewards.form", {**FORMAT, "blocks": []}, r"rewards\.form\.blocks is list"),
+        ("policies.ppo.rewards.form", {**FORMAT, "blocks": ["<think>"]}, r"rewards\.form\.blocks\.0 is '<think>'"),
+        (
+            "policies.ppo.rewards.form",
+            {**FORMAT, "blocks": [{"open": "##", "close": "##"}]},
+            r"rewards\.form\.blocks\.0.*: open and close are both '##'; give two different tags",
+        ),
+        (
+            "policies.ppo.rewards.words",
+            {"kind": "keywords", "weight": 1.0, "wanted": [], "forbidden": []},
+            r"rewards\.words: wanted and forbidden are both empty; name a word",
+        ),
+        (
+            "policies.ppo.rewards.chinese",
+            {"kind": "language_steps", "weight": 1.0, "target": "zh", "much": 0.1, "little": 0.3},
+            r"rewards\.chinese: little is 0\.3 but much is 0\.1; swap them",
+        ),
         ("policies", {}, r"policies is dict; dictionary should have at least 1 item"),
         ("prepare.world.test_prompts", 512, r"test_prompts is 512, all of which evaluate\.prompts takes, and"),
         ("evaluate.watch.prompts", 0, r"evaluate\.watch\.prompts is 0"),
         ("evaluate.watch.on_over_optimisation", "halt", r"on_over_optimisation is 'halt'; input should be 'warn' or"),
         ("evaluate.best_of", 1, r"evaluate\.best_of is 1"),
         ("evaluate.kl_budget", 0.0, r"evaluate\.kl_budget is 0"),
+        ("evaluate.gold", {"kind": "reward_model", "weight": 1.0}, r"evaluate\.gold is the reward model"),
+        ("evaluate.gold", "jugde", r"evaluate\.gold is 'jugde'"),
+        ("evaluate.gold", {"kind": "anser"}, r"evaluate\.gold"),
         ("evaluate.gold", "judge", r"evaluate\.gold is 'judge' but reward\.judge is false"),
         ("prepare.data.preferences", None, r"prepare\.data\.preferences is null but policies\.dpo needs"),
+        ("prepare.data.system", "Be brief.", r"prepare\.data: system is given but sft comes from the world"),
+        ("prepare.data.form", "{solution}{answer}", r"prepare\.data: form is given but sft comes from the world"),
         ("prepare.world", None, r"prepare: world is null but prepare\.base_model comes from it"),
         ("prepare.chat_template", "chatml", r"prepare\.chat_template is 'chatml'; input should be 'own' or 'plain'"),
         ("prepare.world.min_steps", 4, r"min_steps is 4 but max_steps is 2"),
@@ -162,7 +225,17 @@ def test_values_of_ppo_that_do_not_fit_together_are_refused(changes, sentence):
         PPOParams.model_validate(section.model_dump(exclude_unset=True) | changes)
 
 
-@pytest.mark.parametrize("dotted", ["sft.learning_rate", "policies.ppo.beta", "seed", "prepare.world.noise"])
+@pytest.mark.parametrize(
+    "dotted",
+    [
+        "sft.learning_rate",
+        "policies.ppo.beta",
+        "seed",
+        "prepare.world.noise",
+        "prepare.world.language",  # the kind of a reward, too
+        "policies.ppo.rewards.answer.weight",
+    ],
+)
 def test_missing_key_is_named(edited, dotted):
     with pytest.raises(UserError, match=rf"{re.escape(dotted)} is missing"):
         load_params(edited(dotted, None, delete=True))

@@ -32,7 +32,7 @@ from rlhf.probe.cases import (
 from rlhf.probe.probing import Probe, refuse_hackable, try_tricks
 from rlhf.probe.report import write_report
 from rlhf.probe.tricks import PHRASES, TRICKS, apply_trick, find_language
-from rlhf.rules import parse_answer
+from rlhf.rewards.places import parse_answer
 from tasks import probe
 from tasks.paths import Paths
 from tests.tiny import tiny_params

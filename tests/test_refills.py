@@ -149,11 +149,13 @@ def test_at_the_limit_equal_groups_stay_and_teach_nothing(policy_files, rewardin
 # GRPO ---------------------------------------------------------------------------------------------
 
 
-def test_equal_groups_are_counted_without_refills_and_despite_rounding(policy_files, rewarding):
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_equal_groups_are_counted_without_refills_and_despite_rounding(policy_files, rewarding, algorithm):
     """The deviation of eight rewards of 1.2 is 10⁻⁷, which TRL takes for a difference."""
     rewarding(lambda prompts, completions, **columns: [1.2] * len(prompts))
     curves = CurveRecorder(no_log)
-    train_policy(section("grpo", None, group_size=8), policy_files, 0, curves)
+    params = load_params(ROOT / "recipes" / "all-methods.yaml").policies[algorithm]
+    train_policy(params.model_copy(update=SIZES | {"group_size": 8}), policy_files, 0, curves)
     assert curves.rows[2]["frac_reward_zero_std"] == 1
     assert "groups/refills" not in curves.rows[2]
 

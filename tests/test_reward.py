@@ -25,8 +25,9 @@ from rlhf.data.formats import Row, training_rows, with_ids, write_rows
 from rlhf.embeddings import EmbedFiles, embed_answers
 from rlhf.errors import UserError
 from rlhf.examples import Examples
+from rlhf.ledger import Ledger
 from rlhf.models import load_scorer, load_tokenizer, save_model
-from rlhf.params import AdapterParams, EmbedParams, RewardParams
+from rlhf.params import AdapterParams, EmbedParams, LedgerParams, RewardParams
 from rlhf.pretraining import train_tokenizer
 from rlhf.reward import train_reward
 from rlhf.reward_losses import OBJECTIVES
@@ -104,7 +105,8 @@ def train(
     for split in ("train", "test"):
         write_rows(folder / ("preferences" if section.ratings else "ratings") / f"{split}.jsonl", [])
     embed = EmbedParams(model="sft", max_length=max_length, batch_size=8, precision="fp32")
-    embed_answers(embed, EmbedFiles(start, folder, folder / "embeddings", folder / "lengths"))
+    ledger = Ledger(LedgerParams(on_too_long="drop", max_lost_share=1.0))
+    embed_answers(embed, EmbedFiles(start, folder, folder / "embeddings", folder / "lengths"), ledger)
     inputs = (start, start, folder / "embeddings", folder / kind / "train.jsonl", folder / kind / "test.jsonl")
     outputs = (folder / "model", folder / "judge", folder / "report")
     return train_reward(section, RewardFiles(*inputs, *outputs), 0, no_log)

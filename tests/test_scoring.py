@@ -1,4 +1,4 @@
-"""Rule rewards by hand, a reward model's score whatever stands beside it, the mix, and what is refused."""
+"""A reward model's score whatever stands beside it, the mix, and what is refused."""
 
 import json
 import logging
@@ -13,108 +13,11 @@ from rlhf import scoring
 from rlhf.data.formats import with_ids
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_scorer, load_tokenizer, save_model
-from rlhf.params import RewardMix
-from rlhf.rules import answer_reward, format_reward, language_reward, length_reward, parse_answer
-from rlhf.scoring import Reward, RewardModel, build_rewards, check_reward_model, check_same_tokenizer, mixed_reward
-
-RIGHT = "<think> 9 + 9 = 18.</think><answer> 18</answer>"
+from rlhf.scoring import Reward, RewardModel, check_reward_model, check_same_tokenizer, mixed_reward
 
 
 def message(text):
     return [{"role": "assistant", "content": text}]
-
-
-# rules --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (RIGHT, "18"),
-        ("\n <think>\nmany\nlines</think>\n<answer>18</answer>\n", "18"),
-        ("<think></think><answer></answer>", ""),
-        ("18", None),
-        (RIGHT + " and more", None),
-        ("so " + RIGHT, None),
-        ("<think> a</think> so <answer> 18</answer>", None),
-        ("<answer> 18</answer><think> a</think>", None),
-        ("<think> a<answer> 18</answer>", None),
-        ("<think> a</think><answer> 18", None),
-        ("<think> a</think></think><answer> 18</answer>", None),
-        ("<think> <answer> 1</answer></think><answer> 18</answer>", None),
-        ("<think> a</think><answer> 1</answer><answer> 18</answer>", None),
-        ("<Think> a</Think><answer> 18</answer>", None),
-        ("", None),
-    ],
-)
-def test_the_form_is_kept_by_the_whole_text_or_not_at_all(text, answer):
-    assert parse_answer(text) == answer
-    assert parse_answer(message(text)) == answer
-    assert format_reward([""], [text]) == [float(answer is not None)]
-
-
-@pytest.mark.parametrize(
-    ("given", "expected", "reward"),
-    [
-        ("18", "18", 1.0),
-        (" +18 ", "18", 1.0),
-        ("18.0", "18", 1.0),
-        ("18", 18, 1.0),
-        ("18", 18.0, 1.0),
-        ("1,000", "1000", 1.0),
-        ("1234567.50", "1,234,567.5", 1.0),
-        ("0.3", "0.30", 1.0),
-        (".5", "0.5", 1.0),
-        ("-3", "-3.0", 1.0),
-        ("-0", "0", 1.0),
-        ("9007199254740993", "9007199254740992", 0.0),
-        ("3", "-3", 0.0),
-        ("1,00", "100", 0.0),
-        ("18 apples", "18", 0.0),
-        ("1e2", "100", 0.0),
-        ("١٨", "18", 0.0),
-        ("", "18", 0.0),
-        ("Paris", "Paris", 1.0),
-        ("Paris", "London", 0.0),
-        ("18", "Paris", 0.0),
-    ],
-)
-def test_an_answer_is_right_as_a_number_or_else_as_text(given, expected, reward):
-    assert answer_reward(["p"], [f"<think></think><answer>{given}</answer>"], answer=[expected]) == [reward]
-    assert answer_reward(["p"], [given], answer=[expected]) == [0.0]
-
-
-def test_the_answer_reward_needs_its_column():
-    with pytest.raises(UserError, match="'How many.*has no `answer`.*evaluate.gold: judge"):
-        answer_reward(["How many?"], [RIGHT])
-    with pytest.raises(UserError, match="'second' has no `answer`"):
-        answer_reward(["first", "second"], [RIGHT, RIGHT], answer=["18", None])
-
-
-@pytest.mark.parametrize(
-    ("length", "reward"), [(0, 0), (5, 0), (6, 0.2), (10, 1), (20, 1), (25, 0.75), (30, 0.5), (40, 0), (99, 0)]
-)
-def test_length_falls_linearly_outside_the_band(length, reward):
-    """Band 10 to 20: 0 at 5, so one character is worth 1/5 below; 0 at 40, so one is worth 1/20 above."""
-    assert length_reward([""], ["x" * length], shortest=10, longest=20) == [pytest.approx(reward)]
-
-
-@pytest.mark.parametrize(
-    ("text", "en", "zh"),
-    [
-        ("three", 1, 0),
-        ("苹果", 0, 1),
-        ("ab苹", 2 / 3, 1 / 3),
-        ("naïve", 1, 0),
-        ("да", 0, 0),
-        ("<think> 3 + 4 = 7.</think><answer> 7</answer>", 1, 1),
-        ("<think> 苹果 3</think><answer> 3</answer>", 0, 1),
-        ("", 1, 1),
-    ],
-)
-def test_language_is_the_share_of_letters(text, en, zh):
-    assert language_reward([""], [text], target="en") == [pytest.approx(en)]
-    assert language_reward([""], [message(text)], target="zh") == [pytest.approx(zh)]
 
 
 # reward model -------------------------------------------------------------------------------------
@@ -268,39 +171,6 @@ def test_tokenizers_are_compared_by_all_that_splits_text(tiny_model_dir, tiny_re
 
 
 # mix ----------------------------------------------------------------------------------------------
-
-
-def test_a_mix_is_built_in_order_with_its_settings(tiny_reward_dir, tmp_path):
-    mix = RewardMix.model_validate(
-        {
-            "language": {"weight": 0.5, "target": "zh"},
-            "length": {"weight": -1.0, "shortest": 10, "longest": 20},
-            "format": {"weight": 0.25},
-            "answer": {"weight": 2.0},
-            "reward_model": {"weight": 1.0},
-        }
-    )
-    rewards = build_rewards(mix, tiny_reward_dir, 2)
-    assert [(reward.name, reward.weight) for reward in rewards] == [
-        ("reward_model", 1.0),
-        ("answer", 2.0),
-        ("format", 0.25),
-        ("length", -1.0),
-        ("language", 0.5),
-    ]
-    columns = {"answer": ["18", "19"], "id": ["a", "b"]}
-    total, parts = mixed_reward(rewards, ["p", "p"], [RIGHT, "x" * 30], columns)
-    score = RewardModel(tiny_reward_dir, 2).score(["p", "p"], [RIGHT, "x" * 30])
-    assert parts["reward_model"] == pytest.approx(score, abs=1e-5)
-    assert {name: values for name, values in parts.items() if name != "reward_model"} == {
-        "answer": [1.0, 0.0],
-        "format": [1.0, 0.0],
-        "length": [0.0, 0.5],
-        "language": [1.0, 0.0],
-    }
-    assert total == pytest.approx([score[0] + 2 + 0.25 + 0.5, score[1] - 0.5], abs=1e-5)
-    with pytest.raises(UserError, match="holds no reward model"):
-        build_rewards(mix, tmp_path, 2)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.curves import no_log
 from rlhf.data.formats import Row, with_ids, write_rows
-from rlhf.encoding import IGNORED, encode_answer, encode_demonstration
+from rlhf.encoding import encode_answer, read_answer
 from rlhf.errors import UserError
+from rlhf.ledger import Ledger
 from rlhf.models import load_causal, load_tokenizer, save_model
-from rlhf.params import AdapterParams, SFTParams
+from rlhf.params import AdapterParams, LedgerParams, SFTParams
 from rlhf.pretraining import train_tokenizer
 
 TEMPLATE = (
@@ -66,6 +67,7 @@ def make_section(**changes: Any) -> SFTParams:
         "max_length": 64,
         "evaluations": 2,
         "patience": 5,
+        "min_stop_rate": 0.0,
     }
     return SFTParams(**{**values, **changes})
 
@@ -73,13 +75,20 @@ def make_section(**changes: Any) -> SFTParams:
 LORA = AdapterParams(rank=4, alpha=8, dropout=0.0, target_modules="all-linear", quantise=None)
 
 
-def train(folder: Path, base: Path, section: SFTParams, rows: list[Row] | None = None, log: Any = no_log) -> Any:
+def train(
+    folder: Path,
+    base: Path,
+    section: SFTParams,
+    rows: list[Row] | None = None,
+    log: Any = no_log,
+    on_too_long: Any = "truncate",
+) -> Any:
     from rlhf.sft import SFTFiles, train_sft
 
     write_rows(folder / "train.jsonl", make_rows(12) if rows is None else rows)
     write_rows(folder / "test.jsonl", make_rows(4))
     files = SFTFiles(base, folder / "train.jsonl", folder / "test.jsonl", folder / "model", folder / "report")
-    return train_sft(section, files, 0, log)
+    return train_sft(section, files, 0, log, Ledger(LedgerParams(on_too_long=on_too_long, max_lost_share=1.0)))
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
@@ -101,7 +110,11 @@ def test_every_parameter_moves_and_the_outputs_are_the_same_twice(tmp_path: Path
     before, after = load_causal(base).state_dict(), load_causal(tmp_path / "a" / "model").state_dict()
     assert all(not torch.equal(before[name], after[name]) for name in before)
     assert metrics["held_out_loss"] < metrics["held_out_loss_before"]
-    assert (metrics["steps"], metrics["rows"], metrics["held_out_rows"]) == (3, 12, 4)
+    assert (metrics["steps"], metrics["ledger"]["sft/train"]["used"], metrics["ledger"]["sft/test"]["used"]) == (
+        3,
+        12,
+        4,
+    )
     assert seen["held_out_loss"] == [0, 2, 3, 3]
     assert seen["loss"] == [3]
     assert metrics["loss"] > 0
@@ -156,37 +169,73 @@ def test_the_weights_of_the_best_step_come_back_and_patience_ends_training(tmp_p
 def test_loss_counts_the_completion_and_its_end_only(base: Path) -> None:
     tokenizer = load_tokenizer(base)
     row = make_rows(3)[2]
-    encoded = encode_demonstration(tokenizer, row, 64)
-    kept = [token for token in encoded.labels if token != IGNORED]
-    assert tokenizer.decode(kept) == row["completion"] + "<eos>"
-    assert tokenizer.decode(encoded.input_ids) == row["prompt"] + row["completion"] + "<eos>"
-    assert len(encoded.input_ids) == len(encoded.labels)
+    reading = read_answer(tokenizer, row, "completion")
+    (ids,), (learnt,) = reading.sequences, reading.answers
+    assert tokenizer.decode(learnt) == row["completion"] + "<eos>"
+    assert tokenizer.decode(ids) == row["prompt"] + row["completion"] + "<eos>"
 
 
 def test_conversations_end_where_the_template_ends_the_turn(tmp_path: Path, base: Path) -> None:
     tokenizer = load_tokenizer(base)
     row = make_rows(1, conversational=True)[0]
-    encoded = encode_demonstration(tokenizer, row, 64)
-    kept = [token for token in encoded.labels if token != IGNORED]
-    assert tokenizer.decode(kept) == "<think> 0</think><answer> 0</answer><eos>\n"
-    assert encode_answer(tokenizer, row["prompt"], row["completion"]) == encoded.input_ids
-    assert encode_answer(tokenizer, row["prompt"], row["completion"][0]["content"]) == encoded.input_ids
-    assert train(tmp_path, base, make_section(), make_rows(4, conversational=True))["rows"] == 4
+    reading = read_answer(tokenizer, row, "completion")
+    assert tokenizer.decode(reading.answers[0]) == "<think> 0</think><answer> 0</answer><eos>\n"
+    assert encode_answer(tokenizer, row["prompt"], row["completion"]) == reading.sequences[0]
+    assert encode_answer(tokenizer, row["prompt"], row["completion"][0]["content"]) == reading.sequences[0]
+    metrics = train(tmp_path, base, make_section(), make_rows(4, conversational=True))
+    assert metrics["ledger"]["sft/train"]["used"] == 4
 
 
 def test_conversations_without_a_template_are_refused(base: Path) -> None:
     tokenizer = load_tokenizer(base)
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        encode_demonstration(tokenizer, make_rows(1, conversational=True)[0], 64)
+        read_answer(tokenizer, make_rows(1, conversational=True)[0], "completion")
 
 
 def test_long_rows_are_counted_and_rows_of_prompt_alone_left_out(tmp_path: Path, base: Path) -> None:
     rows = make_rows(6)
     rows[0]["completion"] = "one two three " * 30
     rows[1]["prompt"] = "one two three " * 30
-    metrics = train(tmp_path, base, make_section(max_length=40), rows)
-    assert (metrics["rows"], metrics["rows_truncated"], metrics["rows_dropped"]) == (5, 1, 1)
+    account = train(tmp_path, base, make_section(max_length=40), rows)["ledger"]["sft/train"]
+    assert (account["read"], account["used"], account["truncated"], account["without_end_token"]) == (6, 5, 1, 1)
+    assert account["dropped"] == {"nothing_trainable": 1}
+    account = train(tmp_path, base, make_section(max_length=40), rows, on_too_long="drop")["ledger"]["sft/train"]
+    assert (account["used"], account["truncated"], account["dropped"]) == (4, 0, {"too_long": 2})
+    report = json.loads((tmp_path / "report" / "ledger.json").read_text())
+    assert report["sft/train"]["examples"] == {"too_long": [rows[0]["id"], rows[1]["id"]]}
+
+
+def test_what_is_learnt_is_shown_with_its_special_tokens(tmp_path: Path, base: Path) -> None:
+    rows = make_rows(4, conversational=True)
+    metrics = train(tmp_path, base, make_section(), rows)
+    shown = json.loads((tmp_path / "report" / "trained_on.json").read_text())
+    assert [one["row"] for one in shown] == [row["id"] for row in rows[:3]]
+    assert shown[0]["given"] == "<user>Ben has 0 pens.\n<eos>\n<assistant>"
+    assert shown[0]["learnt"] == "<think> 0</think><answer> 0</answer><eos>\n"
+    assert metrics["template"]["chat_template"] == hashlib.sha256(TEMPLATE.encode()).hexdigest()[:16]
+
+
+def test_the_end_token_is_learnt_where_it_is_the_padding_too(tmp_path: Path, base: Path) -> None:
+    """Rows of different length in one batch: what pads them must not hide the token that ends them."""
+    tokenizer, model = load_tokenizer(base), load_causal(base)
+    tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.eos_token_id
+    save_model(model, tokenizer, tmp_path / "base")
+    rows = make_rows(8)
+    for row in rows[::2]:
+        row["completion"] += " and so on"
+    for name, start in (("own", base), ("shared", tmp_path / "base")):
+        train(tmp_path / name, start, make_section(batch_size=8), rows)
+    own, shared = (load_causal(tmp_path / name / "model").state_dict() for name in ("own", "shared"))
+    assert all(torch.equal(own[name], shared[name]) for name in own)
+
+
+def test_a_model_that_does_not_stop_is_refused_after_its_report(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(UserError, match=r"only \d+% of 4 answers end by themselves, less than sft.min_stop_rate 1"):
+        train(tmp_path, base, make_section(min_stop_rate=1.0, learning_rate=1e-6))
+    assert (tmp_path / "report" / "samples.json").exists()
+    assert (tmp_path / "model" / "config.json").exists()
 
 
 def test_a_limit_that_cuts_every_end_token_is_refused(tmp_path: Path, base: Path) -> None:

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.data.formats import Row, row_id, with_ids, write_rows
-from rlhf.data.sources import load_source
+from rlhf.data import sources
+from rlhf.data.formats import Row, read_rows, row_id, with_ids, write_rows
+from rlhf.data.sources import Treatment
 from rlhf.data.splits import prepare_source, split_by_prompt
 from rlhf.errors import UserError
 from rlhf.params import FileSource, HubSource
@@ -33,6 +35,10 @@ ROWS: list[Row] = [
 def source(path: str, **changes: Any) -> FileSource:
     values = {"kind": "file", "path": path, "shape": "canonical", "columns": {}, "test_share": 0.2, "limit": None}
     return FileSource(**values | changes)
+
+
+def load_source(*arguments: Any) -> list[Row]:
+    return list(sources.load_source(*arguments))
 
 
 def as_json_lines(rows: list[Row]) -> bytes:
@@ -221,6 +227,17 @@ def test_an_own_id_is_kept_beside_ours(tmp_path: Path) -> None:
     assert load_source(source("b.jsonl"), "prompts", tmp_path) == [row]
 
 
+def test_votes_become_one_row_before_the_limit(tmp_path: Path) -> None:
+    verdict = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    votes = [verdict | {"annotator": "x"}, verdict | {"annotator": "y"}]
+    votes.append({"prompt": "p", "chosen": "b", "rejected": "a", "annotator": "z"})
+    put(tmp_path / "a.jsonl", as_json_lines([*votes, {**verdict, "prompt": "q", "annotator": "x"}]))
+    assert len(load_source(source("a.jsonl"), "preferences", tmp_path)) == 4
+    pair, single = load_source(source("a.jsonl", limit=2), "preferences", tmp_path, Treatment("majority"))
+    assert (pair["chosen"], pair["votes"], pair["agreement"]) == ("a", 3, pytest.approx(2 / 3))
+    assert (single["prompt"], single["annotator"]) == ("q", "x")
+
+
 def test_limit_takes_rows_from_the_whole_file(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", as_json_lines([{"prompt": str(number)} for number in range(10)]))
     limited = [row["prompt"] for row in load_source(source("a.jsonl", limit=4), "prompts", tmp_path)]
@@ -248,6 +265,8 @@ def test_hub_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert load_source(hub(config="small"), "sft", tmp_path) == with_ids(ROWS)
     assert asked == [(("someone/pairs", "small"), {"split": "train", "revision": "abc"})]
+    load_source(hub(name="someone/pairs/harmless/base"), "sft", tmp_path)
+    assert asked[1] == (("someone/pairs", None), {"split": "train", "revision": "abc", "data_dir": "harmless/base"})
 
 
 @pytest.mark.parametrize(
@@ -355,7 +374,64 @@ def test_argument_shapes_need_both_files(debate: Path) -> None:
         load_source(source("other.jsonl", shape="argument_pairs"), "preferences", debate)
 
 
+# wording ------------------------------------------------------------------------------------------
+
+QUESTION, SYSTEM = {"role": "user", "content": "6 × 7?"}, {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begins"),
+    [([QUESTION], [SYSTEM, QUESTION]),
+     ([{"role": "system", "content": "Own."}, QUESTION], [SYSTEM | {"content": "Be brief.\n\nOwn."}, QUESTION]),
+     (None, None), ([], []), (["odd"], ["odd"])],
+)  # fmt: skip
+def test_a_system_turn_comes_before_every_conversation(tmp_path: Path, prompt: Any, begins: Any) -> None:
+    put(tmp_path / "a.jsonl", as_json_lines([{"prompt": prompt, "answer": "42"}]))
+    (row,) = load_source(source("a.jsonl"), "prompts", tmp_path, Treatment(system="Be brief."))
+    assert (row["prompt"], row["answer"]) == (begins, "42")
+
+
+def test_a_text_has_no_system_turn(tmp_path: Path) -> None:
+    put(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(
+        UserError, match=r"a.jsonl: the prompt '.*' is a text.*set prepare.data.system to null, or name"
+    ):
+        load_source(source("a.jsonl"), "sft", tmp_path, Treatment(system="Be brief."))
+
+
+@pytest.mark.parametrize(
+    ("row", "written"),
+    [({"completion": "6 × 7 = 42\n#### 42"}, "<r>6 × 7 = 42</r><a>42</a>"),
+     ({"completion": "It is {answer}.", "answer": 42}, "<r>It is {answer}.</r><a>42</a>"),
+     ({"completion": [{"role": "assistant", "content": "x\n#### 1"}], "answer": None},
+      [{"role": "assistant", "content": "<r>x</r><a>1</a>"}]),
+     ({"completion": "no answer"}, None), ({"completion": None, "answer": "1"}, None)],
+)  # fmt: skip
+def test_demonstrations_are_written_in_a_form(tmp_path: Path, row: Row, written: Any) -> None:
+    put(tmp_path / "a.jsonl", as_json_lines([{"prompt": "6 × 7?"} | row]))
+    form = Treatment(form="<r>{solution}</r><a>{answer}</a>")
+    assert [made["completion"] for made in load_source(source("a.jsonl"), "sft", tmp_path, form)] == [written]
+    put(tmp_path / "b.jsonl", as_json_lines([{"prompt": "p", "completion": "as it is"}]))
+    (rating,) = load_source(source("b.jsonl"), "prompts", tmp_path, form)
+    assert rating["completion"] == "as it is"
+
+
 # splits -------------------------------------------------------------------------------------------
+
+
+def split_rows(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    with tempfile.TemporaryDirectory() as folder:
+        counts = split_by_prompt(rows, "prompts", share, seed, Path(folder))
+        train, test = (read_rows(Path(folder) / f"{split}.jsonl") for split in ("train", "test"))
+    assert counts == {"train": len(train), "test": len(test)}
+    return train, test
+
+
+def prepared(wanted: FileSource, kind: Any, root: Path, seed: int) -> tuple[list[Row], list[Row]]:
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_source(wanted, kind, root, seed, Path(folder))
+        train, test = (read_rows(Path(folder) / f"{split}.jsonl") for split in ("train", "test"))
+    return train, test
 
 
 @settings(deadline=None, max_examples=60)
@@ -371,12 +447,12 @@ def test_a_prompt_is_never_on_both_sides(prompts: list[Any], share: float, seed:
     keys = {json.dumps(prompt) for prompt in prompts}
     if len(keys) < 2 and 0 < share < 1:
         return
-    train, test = split_by_prompt(rows, share, seed)
+    train, test = split_rows(rows, share, seed)
     assert sorted(row["number"] for row in train + test) == list(range(len(rows)))
     assert not {json.dumps(row["prompt"]) for row in train} & {json.dumps(row["prompt"]) for row in test}
     assert (len(test) > 0) == (share > 0)
     assert (len(train) > 0) == (share < 1)
-    assert (train, test) == split_by_prompt(rows, share, seed)
+    assert (train, test) == split_rows(rows, share, seed)
 
 
 def test_a_prompt_has_one_side_in_every_kind(tmp_path: Path) -> None:
@@ -386,12 +462,12 @@ def test_a_prompt_has_one_side_in_every_kind(tmp_path: Path) -> None:
         tmp_path / "prompts.jsonl",
         as_json_lines([{"prompt": row["prompt"], "answer": 1} for row in reversed(rows[:150])]),
     )
-    train, test = prepare_source(source("sft.jsonl"), "sft", tmp_path, 3)
+    train, test = prepared(source("sft.jsonl"), "sft", tmp_path, 3)
     assert 20 <= len(test) <= 60
-    prompts_train, prompts_test = prepare_source(source("prompts.jsonl"), "prompts", tmp_path, 3)
+    prompts_train, prompts_test = prepared(source("prompts.jsonl"), "prompts", tmp_path, 3)
     assert {row["prompt"] for row in prompts_test} <= {row["prompt"] for row in test}
     assert {row["prompt"] for row in prompts_train} <= {row["prompt"] for row in train}
-    assert [row["prompt"] for row in prepare_source(source("sft.jsonl"), "sft", tmp_path, 4)[1]] != [
+    assert [row["prompt"] for row in prepared(source("sft.jsonl"), "sft", tmp_path, 4)[1]] != [
         row["prompt"] for row in test
     ]
 
@@ -401,5 +477,5 @@ def test_a_single_prompt_cannot_be_shared(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"prepare.data.sft: all 3 rows have the same prompt, so test_share 0.2 cannot hold any out"
     ):
-        prepare_source(source("a.jsonl"), "sft", tmp_path, 0)
-    assert len(prepare_source(source("a.jsonl", test_share=0.0), "sft", tmp_path, 0)[0]) == 3
+        prepared(source("a.jsonl"), "sft", tmp_path, 0)
+    assert len(prepared(source("a.jsonl", test_share=0.0), "sft", tmp_path, 0)[0]) == 3

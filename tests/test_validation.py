@@ -3,110 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf.curves import no_log
-from rlhf.data.expectations import open_context
 from rlhf.data.formats import Row, read_rows, with_ids, write_rows
-from rlhf.data.quarantine import Outcome, Yardstick, find_shared_prompts, read_prepared, sift_rows
 from rlhf.errors import UserError
-from rlhf.models import load_tokenizer
-from rlhf.params import DataParams, Params, PrepareParams, RewardParams, ValidateParams, WorldSource
 from tasks.paths import Paths
-from tasks.validate import run
-
-CHAT = (
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
-    "{{ m.content }} {% endfor %}"
-)
-WORDS = [f"w{number}" for number in range(40)]
-
-
-def limits(**changes: Any) -> ValidateParams:
-    values: dict[str, Any] = {
-        "max_quarantined_share": 1.0,
-        "max_prompt_tokens": 8,
-        "max_completion_tokens": 8,
-        "min_rows": 1,
-        "max_duplicate_share": 1.0,
-        "max_contradiction_share": 1.0,
-        "max_length_bias": 1.0,
-    }
-    return ValidateParams(**values | changes)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Paths:
-    """A workspace with a base model's tokenizer (a word is a token) and configuration, and sound rows of each kind."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    paths = Paths(tmp_path)
-    words = ["<unk>", "<eos>", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", chat_template=CHAT)
-    fast.save_pretrained(paths.model("base"))
-    (paths.model("base") / "config.json").write_text(
-        '{"model_type": "llama", "max_position_embeddings": 12}', encoding="utf-8"
-    )
-    for kind in ("sft", "preferences", "prompts"):
-        put(
-            paths,
-            kind,
-            [sound(kind, number) for number in range(12)],
-            [sound(kind, number) for number in range(20, 24)],
-        )
-    return paths
-
-
-def turns(*contents: Any, role: str = "user") -> list[Row]:
-    return [{"role": role, "content": content} for content in contents]
-
-
-def sound(kind: str, number: int) -> Row:
-    answers: dict[str, Row] = {"sft": {"completion": "w1 w2"}, "preferences": {"chosen": "w1", "rejected": "w2 w3"}}
-    return {"prompt": f"w{number} w5"} | answers.get(kind, {"answer": str(number)})
-
-
-def put(paths: Paths, kind: str, train: list[Row], test: list[Row]) -> None:
-    for split, rows in (("train", train), ("test", test)):
-        write_rows(paths.prepared / kind / f"{split}.jsonl", with_ids(rows))
-
-
-def add(paths: Paths, kind: str, *rows: Row) -> None:
-    path = paths.prepared / kind / "train.jsonl"
-    write_rows(path, [*read_rows(path), *with_ids(rows)])
-
-
-def check(paths: Paths, preferences: bool = True, **changes: Any) -> dict[str, Any]:
-    """Run the stage with the given limits and return its metrics."""
-    world = WorldSource(kind="world")
-    data = DataParams(sft=world, preferences=world if preferences else None, ratings=None, prompts=world)
-    params = Params.model_construct(
-        prepare=PrepareParams.model_construct(data=data),
-        validate_=limits(**changes),
-        reward=RewardParams.model_construct(ratings=None),
-    )
-    run(params, paths, no_log)
-    return json.loads(paths.metrics("validate").read_text(encoding="utf-8"))
-
-
-def sift(paths: Paths, kind: str, scale: tuple[float, float] | None = None, **changes: Any) -> Outcome:
-    """Judge one kind alone, which is faster than the stage."""
-    with tempfile.TemporaryDirectory() as folder:
-        context = open_context(Path(folder))
-        yardstick = Yardstick(limits(**changes), load_tokenizer(paths.model("base")), 12, context, scale)
-        return sift_rows(read_prepared(paths.prepared / kind, paths.root), kind, yardstick)
-
-
-def reasons(paths: Paths, kind: str) -> list[str]:
-    return [row["reason"] for row in read_rows(paths.quarantine / f"{kind}.jsonl")]
+from tests.validation import add, check, put, reasons, sift, sound, turns
 
 
 def test_sound_rows_pass_unchanged(workspace: Paths) -> None:
@@ -309,10 +214,9 @@ def test_one_answer_to_every_prompt_warns(workspace: Paths) -> None:
 
 
 def test_evaluation_prompts_in_training_warn(workspace: Paths) -> None:
-    rows = {kind: read_prepared(workspace.prepared / kind, workspace.root) for kind in ("sft", "prompts")}
-    assert find_shared_prompts(rows) == []
-    rows["sft"]["train"].append(sound("sft", 20))
-    assert find_shared_prompts(rows) == ["sft: 1 of 4 evaluation prompts also stand in its training rows"]
+    assert check(workspace)["warnings"] == []
+    put(workspace, "sft", [sound("sft", number) for number in range(12)] + [sound("sft", 21)], [sound("sft", 30)])
+    assert check(workspace)["warnings"] == ["sft: 1 of 4 evaluation prompts also stand in its training rows"]
 
 
 def test_too_many_broken_rows_stop_and_nothing_is_lost(workspace: Paths) -> None:

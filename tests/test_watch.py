@@ -15,6 +15,7 @@ from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import write_rows
 from rlhf.errors import UserError
 from rlhf.evaluation.generation import Completion
+from rlhf.evaluation.prompts import GoldFiles
 from rlhf.models import load_causal
 from rlhf.params import AdapterParams, EvaluateParams, WatchParams
 from rlhf.params_file import load_params
@@ -54,7 +55,8 @@ def evaluate() -> EvaluateParams:
 def files(policy_files, tiny_world, tmp_path) -> WatchFiles:
     rows = [{**row, "id": f"{index}"} for index, row in enumerate(tiny_world.prompts[1] * 4)]
     write_rows(tmp_path / "test.jsonl", rows)
-    return WatchFiles(policy_files.sft, policy_files.reward, policy_files.reward, tmp_path / "test.jsonl")
+    gold = GoldFiles(policy_files.sft, policy_files.reward, tmp_path)
+    return WatchFiles(policy_files.sft, policy_files.reward, gold, tmp_path / "test.jsonl")
 
 
 @pytest.fixture
@@ -260,7 +262,7 @@ def test_rewards_are_those_of_the_answers_given(evaluate, files, monkeypatch):
 def test_without_a_reward_model_gold_stands_alone(evaluate, files):
     curves = CurveRecorder(no_log)
     params = WatchParams(evaluations=1, prompts=8, on_over_optimisation="stop")
-    alone = WatchFiles(files.sft, None, files.judge, files.prompts)
+    alone = WatchFiles(files.sft, None, files.gold, files.prompts)
     GoldWatch(params, evaluate, alone, 0, curves).look(load_causal(files.sft), 0, 1)
     assert "watch/gold_reward" in curves.rows[0]
     assert "watch/proxy_reward" not in curves.rows[0]

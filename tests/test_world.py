@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.data.problems import CORRUPTIONS, LANGUAGES, draw_problem, write_right_answer
 from rlhf.data.world import flip_probabilities, make_world
-from rlhf.scoring import answer_reward
+from rlhf.rewards.answers import answer_reward
 
 
 def gold(prompt: str, completion: str, answer: int) -> float:

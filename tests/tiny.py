@@ -25,6 +25,8 @@ _PRETRAINING = {
 }
 _TRAINING = {"batch_size": 8, "steps": 2, "epochs": 1, "group_size": 4, "max_new_tokens": 8, "evaluations": 1}
 _EVALUATE = {"prompts": 8, "max_new_tokens": 8, "batch_size": 8, "samples_shown": 2, "best_of": 2}
+ANSWER = {"kind": "answer", "weight": 1.0, "answer_in": "form"}
+"""The reward of the right answer, as params name it."""
 _WATCH = {"evaluations": 2, "prompts": 4}
 _GATES = {
     "max_quarantined_share": 0.5,
@@ -43,6 +45,8 @@ def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
         _shrink(world, _WORLD)
         _shrink(world["pretraining"], _PRETRAINING)
     params["validate"] |= _GATES
+    params["ledger"]["max_lost_share"] = 1.0
+    params["sft"]["min_stop_rate"] = 0.0
     for section in (params["sft"], params["embed"], params["reward"], *params["policies"].values()):
         _shrink(section, _TRAINING)
     _shrink(params["evaluate"], _EVALUATE)
@@ -53,7 +57,7 @@ def tiny_params(source: Path = ROOT / "params.yaml") -> dict[str, Any]:
 
 
 def _shrink(section: dict[str, Any], sizes: dict[str, Any]) -> None:
-    section.update({key: min(value, section[key]) for key, value in sizes.items() if key in section})
+    section.update({key: min(value, section[key]) for key, value in sizes.items() if section.get(key)})
 
 
 def make_transport(**changes: Any) -> TransportParams:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.data.sources import REQUIRED
-from rlhf.params import ValidateParams
+from rlhf.params import QualityLimits, QualityParams, ValidateParams
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +69,8 @@ def save_data_docs(folder: Path, report: Path) -> None:
 def judge(context: FileDataContext, table: pd.DataFrame, suite: ExpectationSuite, stage: str) -> Judgement:
     """Run a suite on a table with a checkpoint that adds a page to the Data Docs; `stage` names the page.
 
-    The table's column `row` tells which rows fail; a row's reason is that of the first expectation it fails.
+    The table's column `row` tells which rows fail; a row's reason is that of the first expectation it fails. A table
+    without one is judged as a whole, and the page shows some of the unexpected values.
     """
     import great_expectations as gx
     from great_expectations.checkpoint.actions import UpdateDataDocsAction
@@ -87,7 +89,9 @@ def judge(context: FileDataContext, table: pd.DataFrame, suite: ExpectationSuite
                 "result_format": "COMPLETE",
                 "unexpected_index_column_names": ["row"],
                 "include_unexpected_rows": False,
-            },
+            }
+            if "row" in table
+            else {"result_format": "SUMMARY"},
         )
     )
     run = RunIdentifier(run_name=stage, run_time=datetime.strptime(NO_TIME, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC))
@@ -131,7 +135,7 @@ def build_expectations(
     `context_length` is the base model's, in tokens, where it has one; `scale` is that of ratings, where there is one.
     """
     text_columns = REQUIRED[kind]
-    expectations = _schema(("row", "id", "split", *text_columns))
+    expectations = _schema(("row", "id", "split", *(f"{column}_characters" for column in text_columns)))
     for column in text_columns:
         expectations += _text_column(
             column, limits.max_prompt_tokens if column == "prompt" else limits.max_completion_tokens
@@ -169,11 +173,11 @@ def _text_column(column: str, max_tokens: int) -> list[Any]:
     from great_expectations import expectations as gxe
 
     return [
-        gxe.ExpectColumnValuesToNotBeNull(column=column, meta=_row(f"{column}_missing")),
+        gxe.ExpectColumnValuesToNotBeNull(column=f"{column}_characters", meta=_row(f"{column}_missing")),
         gxe.ExpectColumnValuesToBeInSet(
             column=f"{column}_form", value_set=["text", "messages"], meta=_row(f"{column}_not_text")
         ),
-        gxe.ExpectColumnValueLengthsToBeBetween(column=column, min_value=1, meta=_row(f"{column}_empty")),
+        gxe.ExpectColumnValuesToBeBetween(column=f"{column}_characters", min_value=1, meta=_row(f"{column}_empty")),
         _is_true(f"{column}_turns", f"{column}_turns"),
         gxe.ExpectColumnValuesToBeBetween(
             column=f"{column}_tokens", max_value=max_tokens, meta=_row(f"{column}_too_long")
@@ -192,13 +196,7 @@ def _whole_row(kind: str, context_length: int | None) -> list[Any]:
             )
         )
     if kind == "preferences":
-        checks.append(
-            gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord(
-                column_list=["chosen", "rejected"],
-                ignore_row_if="any_value_is_missing",
-                meta=_row("chosen_equals_rejected"),
-            )
-        )
+        checks.append(_is_true("answers_differ", "chosen_equals_rejected"))
     return [*checks, _is_true("numbers_fit", "not_a_number")]
 
 
@@ -254,3 +252,69 @@ def _table(kind: str, limits: ValidateParams, has_answers: bool) -> list[Any]:
             )
         )
     return checks
+
+
+# quality ------------------------------------------------------------------------------------------
+
+SHARES = ("near_duplicates", "contaminated", "repeats_prompt", "holds_other_answer")
+"""Checks of single rows, each bounded by the limits of the same name; their columns hold `-`, or the id of a row that
+fails, so that the page names some of them without a list of all."""
+NAMED = (*SHARES, "on_cycle")
+"""These, and one that is bounded by another figure."""
+SOUND = "-"
+
+
+def build_quality_expectations(columns: Iterable[str], limits: QualityParams) -> list[Any]:
+    """What is expected of rows that are sound one by one, for those of the checks whose column there is.
+
+    Every limit that is given makes an expectation: `warn` of the kind warning, `stop` of the kind table. A check
+    without any makes one that cannot fail, so that the page shows what was found.
+    """
+    present = list(columns)
+    checks = [
+        _marked(name, kind, bound)
+        for name in SHARES
+        if name in present
+        for kind, bound in _bounds(getattr(limits, name), anything=1.0)
+    ]
+    if "on_cycle" in present:
+        checks.append(_marked("on_cycle", "warning", 1.0))
+    means = [(name, limits.style, 0.0) for name in present if name.startswith("style_")]
+    means += [("cyclic_share", limits.cycles, 0.0)] if "cyclic_share" in present else []
+    means += [("first_wins", limits.position, 0.5)] if "first_wins" in present else []
+    return checks + [
+        _mean_near(name, kind, middle, bound)
+        for name, own, middle in means
+        for kind, bound in _bounds(own, anything=float("inf"))
+    ]
+
+
+def _bounds(limits: QualityLimits, anything: float) -> list[tuple[str, float]]:
+    given = [("warning", limits.warn), ("table", limits.stop)]
+    return [(kind, bound) for kind, bound in given if bound is not None] or [("warning", anything)]
+
+
+def _severity(kind: str) -> Any:
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    return FailureSeverity.WARNING if kind == "warning" else FailureSeverity.CRITICAL
+
+
+def _marked(name: str, kind: str, most: float) -> Any:
+    from great_expectations import expectations as gxe
+
+    return gxe.ExpectColumnValuesToBeInSet(
+        column=name, value_set=[SOUND], mostly=1 - most, severity=_severity(kind), meta=_meta(kind, name)
+    )
+
+
+def _mean_near(name: str, kind: str, middle: float, distance: float) -> Any:
+    from great_expectations import expectations as gxe
+
+    return gxe.ExpectColumnMeanToBeBetween(
+        column=name,
+        min_value=middle - distance,
+        max_value=middle + distance,
+        severity=_severity(kind),
+        meta=_meta(kind, name),
+    )

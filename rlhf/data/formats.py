@@ -11,6 +11,7 @@ from typing import Any
 from rlhf.errors import UserError
 
 Row = dict[str, Any]
+SPLITS = ("train", "test")
 TRUTH = "truth_"
 """Columns with this prefix are known only because the data was made or judged by experts: evaluation may read them."""
 
@@ -34,8 +35,12 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines, keys in the order given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines(map(row_line, rows))
+
+
+def row_line(row: Row) -> str:
+    """The row as a line of JSON, keys in the order given."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def row_id(row: Row) -> str:
@@ -45,9 +50,14 @@ def row_id(row: Row) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def with_id(row: Row) -> Row:
+    """The row with its `id` first."""
+    return {"id": row_id(row), **{key: value for key, value in row.items() if key != "id"}}
+
+
 def with_ids(rows: Iterable[Row]) -> list[Row]:
     """The rows, each with its `id` first."""
-    return [{"id": row_id(row), **{key: value for key, value in row.items() if key != "id"}} for row in rows]
+    return [with_id(row) for row in rows]
 
 
 def is_conversational(prompt: Any) -> bool:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.data.expectations import Judgement, add_suite, build_expectations, judge
 from rlhf.data.files import read_file
-from rlhf.data.formats import Row
+from rlhf.data.formats import SPLITS, Row, row_id
 from rlhf.data.measurements import add_pair_columns, measure
+from rlhf.data.sources import Rows
 from rlhf.params import ValidateParams
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from great_expectations.data_context.data_context.file_data_context import FileDataContext
     from transformers import PreTrainedTokenizerBase
-
-SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,31 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One kind sorted: sound rows by split, broken rows with `reason` and `split`, figures, and what stops us."""
+    """One kind judged. By split: why rows are broken, by their number, and the keys of the kept prompts."""
 
-    kept: dict[str, list[Row]]
-    quarantined: list[Row]
+    reasons: Mapping[str, Mapping[int, str]]
+    prompts: Mapping[str, np.ndarray]
     metrics: dict[str, Any]
     problems: list[str]
 
 
-def read_prepared(folder: Path, root: Path) -> dict[str, list[Row]]:
-    """The rows of both splits; an empty file has none. Raises UserError for a missing or malformed file."""
-    rows: dict[str, list[Row]] = {}
-    for split in SPLITS:
-        path = folder / f"{split}.jsonl"
-        is_empty = path.exists() and path.stat().st_size == 0
-        rows[split] = [] if is_empty else read_file(path, str(path.relative_to(root))).rows
-    return rows
+def read_prepared(folder: Path, root: Path) -> dict[str, Rows]:
+    """The rows of both splits, read anew by every loop; an empty file has none.
+
+    Raises UserError for a missing file, and as it is read for a malformed one.
+    """
+    return {split: _read(folder / f"{split}.jsonl", root) for split in SPLITS}
 
 
-def sift_rows(rows: dict[str, list[Row]], kind: str, yardstick: Yardstick) -> Outcome:
-    """Set the broken rows of one kind aside and judge what is left.
+def _read(path: Path, root: Path) -> Rows:
+    if path.exists() and path.stat().st_size == 0:
+        return Rows(lambda: iter(()))
+    records = read_file(path, str(path.relative_to(root)))
+    return Rows(lambda: (row for _, row in records))
+
+
+def sift_rows(rows: Mapping[str, Iterable[Row]], kind: str, yardstick: Yardstick) -> Outcome:
+    """Say which rows of one kind are broken, and judge what is left.
 
     Every row read is either kept or quarantined, and a quarantined row has one reason: the first check it fails.
     """
@@ -71,19 +76,29 @@ def sift_rows(rows: dict[str, list[Row]], kind: str, yardstick: Yardstick) -> Ou
     if kind == "preferences":
         add_pair_columns(sound)  # a row whose opposite was set aside is contradicted no more
     final = as_read if len(sound) == len(table) else judge(yardstick.expectations, sound, suite, "kept")
-    listed = list(zip(table["id"], table["split"], (row for split in rows.values() for row in split), strict=True))
-    kept = {
-        split: [row for i, (_, of, row) in enumerate(listed) if of == split and i not in as_read.reasons]
-        for split in rows
-    }
-    quarantined = [
-        _label(listed[i][2], listed[i][0], listed[i][1], reason) for i, reason in sorted(as_read.reasons.items())
-    ]
+    prompts = {split: sound.loc[sound["split"] == split, "prompt_key"].to_numpy() for split in SPLITS}
     metrics = _figures(kind, len(table), sound, as_read, final)
     problems = _problems(kind, metrics, as_read, table, yardstick.limits)
     if not problems:
         problems = [f"{kind}: the rows kept fail the expectation {name}; see reports/validate" for name in final.failed]
-    return Outcome(kept, quarantined, metrics | {"success": not problems}, problems)
+    first = {split: int((table["split"] == split).to_numpy().argmax()) if len(table) else 0 for split in SPLITS}
+    reasons: dict[str, dict[int, str]] = {split: {} for split in SPLITS}
+    for place, split in zip(as_read.reasons, table["split"].iloc[list(as_read.reasons)], strict=True):
+        reasons[split][place - first[split]] = as_read.reasons[place]
+    return Outcome(reasons, prompts, metrics | {"success": not problems}, problems)
+
+
+def quarantined_rows(rows: Mapping[str, Iterable[Row]], outcome: Outcome) -> Iterator[Row]:
+    """The broken rows in the order read, each with `reason` and `split`."""
+    for split, members in rows.items():
+        for number, row in enumerate(members):
+            if number in outcome.reasons[split]:
+                yield _label(row, str(row.get("id") or row_id(row)), split, outcome.reasons[split][number])
+
+
+def kept_rows(rows: Mapping[str, Iterable[Row]], outcome: Outcome, split: str) -> Iterator[Row]:
+    """The sound rows of a split, unchanged and in order."""
+    return (row for number, row in enumerate(rows[split]) if number not in outcome.reasons[split])
 
 
 def _label(row: Row, identity: str, split: str, reason: str) -> Row:
@@ -183,18 +198,17 @@ def _commonest(as_read: Judgement, table: pd.DataFrame, shown: int = 3) -> str:
     return "; ".join(parts)
 
 
-def find_shared_prompts(kept: dict[str, dict[str, list[Row]]]) -> list[str]:
-    """Warnings about evaluation prompts on which demonstrations, preferences or ratings train: scores there flatter."""
-    held_out = {_key(row["prompt"]) for row in kept.get("prompts", {}).get("test", [])}
+def find_shared_prompts(prompts: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+    """Warnings about evaluation prompts on which demonstrations, preferences or ratings train: scores there flatter.
+
+    `prompts` holds the keys of the kept prompts by kind and split.
+    """
+    held_out = set(prompts["prompts"]["test"]) if "prompts" in prompts else set[int]()
     warnings: list[str] = []
     for kind in ("sft", "preferences", "ratings"):
-        seen = {_key(row["prompt"]) for row in kept.get(kind, {}).get("train", [])} & held_out
+        seen = held_out & set(prompts[kind]["train"]) if kind in prompts else ()
         if seen:
             warnings.append(
                 f"{kind}: {len(seen)} of {len(held_out)} evaluation prompts also stand in its training rows"
             )
     return warnings
-
-
-def _key(prompt: Any) -> str:
-    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)

@@ -15,8 +15,10 @@ from rlhf.errors import UserError
 from rlhf.evaluation.comparison import Estimate, estimate_mean, estimate_share
 from rlhf.evaluation.generation import Completion, Decoding, generate
 from rlhf.evaluation.kl import completion_log_probs
-from rlhf.params import EvaluateParams
-from rlhf.scoring import Reward, RewardModel, answer_reward, mixed_reward
+from rlhf.params import EvaluateParams, files_read, inputs_read
+from rlhf.params.rewards import ModelReward
+from rlhf.rewards.building import build_reward
+from rlhf.scoring import Reward, RewardModel, mixed_reward
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class HeldOutPrompts:
         return generate(model, self.tokenizer, [row["prompt"] for row in self.rows], decoding)
 
     def reward(self, reward: Reward, answers: Sequence[Completion]) -> list[float]:
-        """The reward of each answer, checked to be a number."""
+        """The reward of each answer times its weight, checked to be a number."""
         names = {name for row in self.rows for name in row} - {"id", "prompt"}
         columns = {name: [row.get(name) for row in self.rows] for name in names}
         prompts = [row["prompt"] for row in self.rows]
-        return mixed_reward([reward], prompts, [answer.text for answer in answers], columns)[1][reward.name]
+        return mixed_reward([reward], prompts, [answer.text for answer in answers], columns)[0]
 
     def log_probs(self, model: Any, answers: Sequence[Completion]) -> list[Tensor]:
         """The log-probabilities (tokens,) of each answer under the model, at the temperature of sampling."""
@@ -63,14 +65,42 @@ def read_prompts(path: Path, first: int, count: int) -> list[Row]:
     return chosen
 
 
-def gold_reward(params: EvaluateParams, judge: Path) -> Reward:
-    """The reward that counts and that no policy has seen: a rule, or the judge."""
-    return Reward(params.gold, answer_reward if params.gold == "answer" else RewardModel(judge, params.batch_size), 1.0)
+@dataclass(frozen=True)
+class GoldFiles:
+    """What the gold reward may read: the judge, the SFT model's tokenizer, and files whose paths begin at `root`."""
+
+    sft: Path
+    judge: Path
+    root: Path
+
+    @property
+    def reward(self) -> Path:
+        """The reward model that speaks: never the one that policies are trained on."""
+        return self.judge
 
 
-def estimate_gold(params: EvaluateParams, rewards: Sequence[float]) -> Estimate:
-    """The mean gold reward with its interval: of right or wrong answers, or of a judge's scores."""
-    return estimate_share(rewards) if params.gold == "answer" else estimate_mean(rewards)
+def gold_reward(params: EvaluateParams, files: GoldFiles) -> Reward:
+    """The reward that counts and that no policy is trained on."""
+    section = ModelReward(kind="reward_model", weight=1.0) if params.gold == "judge" else params.gold
+    name = "judge" if params.gold == "judge" else section.kind
+    return build_reward(name, section, files, params.batch_size)
+
+
+def gold_files(params: EvaluateParams) -> list[str]:
+    """The files and folders, as params name them, that the gold reward is made from; the judge is none of them."""
+    return [] if params.gold == "judge" else files_read({"gold": params.gold})
+
+
+def gold_inputs(params: EvaluateParams, files: GoldFiles) -> list[Path]:
+    """The files and folders that the gold reward is made from."""
+    if params.gold == "judge":
+        return [files.judge]
+    return inputs_read({"gold": params.gold}, files.root)
+
+
+def estimate_gold(rewards: Sequence[float]) -> Estimate:
+    """The mean gold reward with its interval: of right or wrong answers, or of scores."""
+    return estimate_share(rewards) if set(rewards) <= {0.0, 1.0} else estimate_mean(rewards)
 
 
 def describe_answers(answers: Sequence[Completion]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,22 @@ Policies = dict[str, Measured]
 DPI = 120
 
 
+@dataclass(frozen=True)
+class Trainings:
+    """What the trainings left in their report folders: health.json and ledger.json of each, by name, and examples."""
+
+    health: Mapping[str, Any]
+    ledgers: Mapping[str, Any]
+    examples: Sequence[Mapping[str, str]]
+
+
 def write_report(
-    folder: Path, yardstick: Yardstick, measured: Policies, frontier: Frontier, health: Mapping[str, Any]
+    folder: Path, yardstick: Yardstick, measured: Policies, frontier: Frontier, trainings: Trainings
 ) -> list[dict[str, Any]]:
     """Write frontier.png, frontier.csv, policies.csv and report.html into `folder`; return answers as flat rows.
 
     The page shows the prompts on which policies disagree most; the rows are those of the first prompts, the same ones
-    in every run, so that runs can be compared. `health` is what health.json holds of each training.
+    in every run, so that runs can be compared.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw_frontier(folder / "frontier.png", frontier)
@@ -42,8 +52,9 @@ def write_report(
         .get_template("report.html")
         .render(
             policies={name: one.metrics for name, one in measured.items()},
-            health=health,
+            trainings=trainings,
             gold=yardstick.gold.name,
+            is_binary=all(gold in (0.0, 1.0) for one in measured.values() for gold in one.gold),
             temperature=yardstick.params.temperature,
             kl_budget=yardstick.params.kl_budget,
             picture=base64.b64encode((folder / "frontier.png").read_bytes()).decode("ascii"),

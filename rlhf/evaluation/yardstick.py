@@ -15,6 +15,7 @@ from rlhf.evaluation.comparison import Estimate, compare
 from rlhf.evaluation.generation import Completion
 from rlhf.evaluation.kl import completion_log_probs, kl_per_answer
 from rlhf.evaluation.prompts import (
+    GoldFiles,
     HeldOutPrompts,
     describe_answers,
     estimate_gold,
@@ -24,7 +25,7 @@ from rlhf.evaluation.prompts import (
 )
 from rlhf.models import load_causal, load_tokenizer, on_device, set_determinism
 from rlhf.params import EvaluateParams
-from rlhf.scoring import Reward, check_same_tokenizer
+from rlhf.scoring import Reward, check_rows, check_same_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,11 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """What is measured and with what: model folders by name (`sft` first), reward model, judge, held-out rows."""
+    """What is measured and with what: model folders by name (`sft` first), reward model, gold, held-out rows."""
 
     policies: dict[str, Path]
     reward: Path | None
-    judge: Path
+    gold: GoldFiles
     prompts: Path
     preferences: Path
 
@@ -91,6 +92,8 @@ def evaluate_policies(
 def _lay_out(params: EvaluateParams, files: EvaluationFiles, seed: int) -> Yardstick:
     rows = read_prompts(files.prompts, 0, params.prompts)
     tokenizer, reference = load_tokenizer(files.policies[SFT]), on_device(load_causal(files.policies[SFT]))
+    gold = gold_reward(params, files.gold)
+    check_rows([gold], rows)
     # As many pairs as prompts: a file of preferences may be much longer, and each pair is read four times.
     pairs = read_rows(files.preferences)[: params.prompts]
     return Yardstick(
@@ -99,7 +102,7 @@ def _lay_out(params: EvaluateParams, files: EvaluationFiles, seed: int) -> Yards
         tokenizer=tokenizer,
         reference=reference,
         rows=rows,
-        gold=gold_reward(params, files.judge),
+        gold=gold,
         proxy=proxy_reward(params, files.reward) if files.reward else None,
         pairs=pairs,
         pair_log_probs=_pair_log_probs(reference, tokenizer, pairs, params.batch_size),
@@ -116,7 +119,7 @@ def _measure(yardstick: Yardstick, model: Any, rival: Measured | None) -> Measur
     ours = theirs if model is yardstick.reference else yardstick.log_probs(model, answers)
     kl = {estimator: kl_per_answer(ours, theirs, estimator) for estimator in ESTIMATORS}
     wins = compare(gold, rival.gold if rival else gold)
-    interval = estimate_gold(params, gold)
+    interval = estimate_gold(gold)
     metrics: dict[str, float | str | None] = {
         "gold_reward": interval.mean,
         "gold_reward_low": interval.low,

@@ -13,10 +13,15 @@ from rlhf.params.data import (
     NoiseParams,
     PrepareParams,
     PretrainingParams,
+    QualityLimits,
+    QualityParams,
+    ShapeName,
     Source,
     ValidateParams,
+    VoteMethod,
     WorldParams,
     WorldSource,
+    kind_of_shape,
 )
 from rlhf.params.fields import (
     Key,
@@ -33,19 +38,27 @@ from rlhf.params.policies import (
     GroupParams,
     GRPOParams,
     IterativeDPOParams,
-    LanguageReward,
-    LengthReward,
     PolicyParams,
     PPOParams,
-    RewardMix,
     RLOOParams,
     SamplingParams,
-    Weight,
 )
 from rlhf.params.probe import Limits, ProbeParams, ShareLimits
+from rlhf.params.rewards import (
+    Gold,
+    ModelReward,
+    Place,
+    RewardMix,
+    RewardSection,
+    Tag,
+    files_read,
+    inputs_read,
+    reads_reward_model,
+)
 from rlhf.params.training import (
     AdapterParams,
     EmbedParams,
+    LedgerParams,
     RatingParams,
     RewardParams,
     SFTParams,
@@ -69,35 +82,44 @@ __all__ = [
     "IterativeDPOParams",
     "HubSource",
     "KTOParams",
-    "LanguageReward",
-    "LengthReward",
+    "LedgerParams",
     "Limits",
     "NoiseParams",
     "ORPOParams",
     "PPOParams",
     "PairParams",
     "Params",
+    "Place",
     "PolicyParams",
     "PrepareParams",
     "PretrainingParams",
     "ProbeParams",
+    "QualityLimits",
+    "QualityParams",
     "PromoteParams",
     "RLOOParams",
     "RatingParams",
     "RewardMix",
     "RewardParams",
+    "RewardSection",
     "SFTParams",
     "SamplingParams",
     "Section",
+    "ShapeName",
     "ShareLimits",
     "Source",
+    "Tag",
     "TrainingParams",
     "TransportParams",
     "ValidateParams",
+    "VoteMethod",
     "WatchParams",
-    "Weight",
     "WorldParams",
     "WorldSource",
+    "files_read",
+    "inputs_read",
+    "kind_of_shape",
+    "reads_reward_model",
 ]
 
 
@@ -114,13 +136,14 @@ class WatchParams(Section):
 
 
 class EvaluateParams(Section):
-    """The common yardstick. `gold` is a rule reward, or `judge`: a second reward model no policy has seen.
+    """The common yardstick.
 
-    `best_of` answers of the SFT model per prompt make the line that policies are compared with, null none; `kl_budget`
-    is up to which KL, in nats per answer, the area under the frontier reaches.
+    `gold` is what counts and no policy is trained on: a reward of any kind but the reward model, or `judge`, a second
+    reward model no policy has seen. `best_of` answers of the SFT model per prompt make the line that policies are
+    compared with, null none; `kl_budget` is up to which KL, in nats per answer, the area under the frontier reaches.
     """
 
-    gold: Literal["answer", "judge"]
+    gold: Gold
     prompts: PositiveInt
     max_new_tokens: PositiveInt
     temperature: Temperature
@@ -145,6 +168,7 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     prepare: PrepareParams
     validate_: ValidateParams = Field(alias="validate")
+    ledger: LedgerParams
     sft: SFTParams
     embed: EmbedParams
     reward: RewardParams
@@ -163,7 +187,7 @@ class Params(Section):
             needy = sorted(
                 name
                 for name, policy in self.policies.items()
-                if isinstance(policy, PairParams) or (policy.rewards.reward_model and not self.reward.ratings)
+                if isinstance(policy, PairParams) or (reads_reward_model(policy.rewards) and not self.reward.ratings)
             )
             if needy:
                 raise ValueError(
@@ -171,6 +195,8 @@ class Params(Section):
                     "give a source or drop the policy"
                 )
         self._check_prompts_suffice()
+        if isinstance(self.evaluate.gold, ModelReward):
+            raise ValueError("evaluate.gold is the reward model, which policies are trained on; take judge, or a rule")
         if self.evaluate.gold == "judge" and not self.reward.judge:
             raise ValueError("evaluate.gold is 'judge' but reward.judge is false; set reward.judge to true")
         return self

@@ -16,8 +16,8 @@ Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 class PairParams(TrainingParams):
     """What every algorithm that learns from preference pairs needs.
 
-    `contradicted` says what becomes of pairs whose rejected answer the reward model scores higher. A pair with an
-    answer longer than `max_length` tokens, prompt included, is refused.
+    `contradicted` says what becomes of pairs whose rejected answer the reward model scores higher; `ledger` what
+    becomes of those with an answer longer than `max_length` tokens, prompt included.
     """
 
     algorithm: str

@@ -1,4 +1,4 @@
-"""The section `policies`: what is rewarded, and how a policy learns to get it."""
+"""The section `policies`: how a policy learns to get what is rewarded."""
 
 from __future__ import annotations
 
@@ -16,53 +16,8 @@ from rlhf.params.fields import (
     Temperature,
 )
 from rlhf.params.pairs import CPOParams, DPOLossParams, DPOParams, KTOParams, ORPOParams
+from rlhf.params.rewards import RewardMix
 from rlhf.params.training import TrainingParams
-
-# rewards ------------------------------------------------------------------------------------------
-
-
-class Weight(Section):
-    """How much a reward counts in the sum."""
-
-    weight: Annotated[float, Field(allow_inf_nan=False)]
-
-
-class LengthReward(Weight):
-    """1 within the band of characters, falling linearly to 0 at half and at twice the band's ends."""
-
-    shortest: PositiveInt
-    longest: PositiveInt
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LengthReward:
-        if self.shortest > self.longest:
-            raise ValueError(f"shortest is {self.shortest} but longest is {self.longest}; swap them")
-        return self
-
-
-class LanguageReward(Weight):
-    """The share of letters in the target language's script."""
-
-    target: Literal["en", "zh"]
-
-
-class RewardMix(Section):
-    """The weighted sum a policy maximises; a reward that is not named does not count."""
-
-    reward_model: Weight | None = None
-    answer: Weight | None = None
-    format: Weight | None = None
-    length: LengthReward | None = None
-    language: LanguageReward | None = None
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> RewardMix:
-        if not self.model_fields_set:
-            raise ValueError("no reward is named; name at least one of " + ", ".join(type(self).model_fields))
-        return self
-
-
-# policies -----------------------------------------------------------------------------------------
 
 
 class SamplingParams(Section):

@@ -45,12 +45,28 @@ class TrainingParams(Section):
 
 
 class SFTParams(TrainingParams):
-    """Supervised fine-tuning on demonstrations, loss on the completion alone."""
+    """Supervised fine-tuning on demonstrations, loss on the completion alone.
+
+    Afterwards the model answers held-out prompts greedily; where fewer than `min_stop_rate` of the answers end by
+    themselves within `max_length` tokens, the pipeline stops.
+    """
 
     epochs: PositiveFloat
     max_length: PositiveInt
     evaluations: PositiveInt
     patience: PositiveInt
+    min_stop_rate: Share
+
+
+class LedgerParams(Section):
+    """What becomes of rows that are longer than a training allows, and how large a share of a file may be lost.
+
+    Lost is what is left out or cut. `truncate` cuts demonstrations; pairs, rated answers and prompts are left out all
+    the same, as an answer that is compared must be whole.
+    """
+
+    on_too_long: Literal["raise", "drop", "truncate"]
+    max_lost_share: Share
 
 
 class TransportParams(Section):
@@ -73,7 +89,8 @@ class TransportParams(Section):
 class EmbedParams(Section):
     """Frozen embeddings of every answer. `model` is `sft`, or a folder or hub id of another causal model.
 
-    A row with an answer longer than `max_length` tokens of that model is left out of the reward model's training too.
+    A row with an answer longer than `max_length` tokens of that model does not train the reward model either: `ledger`
+    says whether it is left out or refused.
     """
 
     model: Annotated[str, Field(min_length=1)]

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.checkpoints import Checkpoints, Part, Parts, training_key
 from rlhf.curves import Log
+from rlhf.ledger import Ledger
 from rlhf.params import (
     CPOParams,
     DPOParams,
     GRPOParams,
     IterativeDPOParams,
     KTOParams,
+    LedgerParams,
     ORPOParams,
     PairParams,
     PolicyParams,
     PPOParams,
     RLOOParams,
+    inputs_read,
+    reads_reward_model,
 )
 
 if TYPE_CHECKING:
@@ -32,22 +36,30 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class PolicyFiles:
-    """What a policy is trained from: the SFT model, the reward model, rows of prompts and of preferences."""
+    """What a policy is trained from: the SFT model, the reward model, rows of prompts and of preferences.
+
+    Paths in the section `rewards` begin at `root`.
+    """
 
     sft: Path
     reward: Path
     prompts: Path
     preferences: Path
+    root: Path
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its seed, who hears its figures, where it goes on from when stopped, who looks at the policy."""
+    """One training: its seed, who hears its figures, where it goes on from when stopped, who looks at the policy.
+
+    `ledger` accounts for the rows; by default it refuses any that is too long.
+    """
 
     seed: int
     log: Log
-    checkpoints: Checkpoints | None
-    watch: Watch | None
+    checkpoints: Checkpoints | None = None
+    watch: Watch | None = None
+    ledger: Ledger = field(default_factory=lambda: Ledger(LedgerParams(on_too_long="raise", max_lost_share=1.0)))
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -90,17 +102,19 @@ def train_policy(
     log: Log,
     checkpoints: Checkpoints | None = None,
     watch: Watch | None = None,
+    ledger: Ledger | None = None,
 ) -> Any:
     """Train by the algorithm that `params` names; returns the model, adapters merged, in evaluation mode.
 
     The model on disk in `files.sft` is the reference and stays as it is. A training that was stopped goes on from
     `checkpoints`, to the same bytes and curves as one that was not. `watch` looks at the policy as it trains, and which
-    of its states is returned is up to it.
+    of its states is returned is up to it. `ledger` decides on rows that are too long; without one they are refused.
     """
-    run = Run(seed, log, checkpoints, watch)
+    run = Run(seed, log, checkpoints, watch, **({"ledger": ledger} if ledger else {}))
     if checkpoints:
         inputs: list[Path] = [*training_inputs(params, files), *(watch.inputs if watch else [])]
-        checkpoints.open(training_key(params, seed, list(dict.fromkeys(inputs)), watch.key if watch else ""))
+        other = f"{watch.key if watch else ''} {run.ledger.settings.model_dump_json()}"
+        checkpoints.open(training_key(params, seed, list(dict.fromkeys(inputs)), other))
     # Imported here: TRL takes seconds, and a run needs one algorithm.
     match params:
         case PPOParams():
@@ -138,9 +152,10 @@ def train_policy(
 
 
 def training_inputs(params: PolicyParams, files: PolicyFiles) -> list[Path]:
-    """The files that a training reads."""
+    """The files that a training reads, those of its rewards that are here among them."""
     if isinstance(params, PairParams):
-        rows, judged = files.preferences, params.contradicted != "keep"
+        rows, judged, others = files.preferences, params.contradicted != "keep", []
     else:
-        rows, judged = files.prompts, params.rewards.reward_model is not None
-    return [files.sft, rows, *([files.reward] if judged else [])]
+        rows, judged = files.prompts, reads_reward_model(params.rewards)
+        others = inputs_read(params.rewards, files.root)
+    return [files.sft, rows, *([files.reward] if judged else []), *others]

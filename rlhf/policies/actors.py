@@ -26,7 +26,7 @@ from rlhf.models import (
     target_modules_named,
     trained_weights,
 )
-from rlhf.params import AdapterParams, PPOParams
+from rlhf.params import AdapterParams, PPOParams, reads_reward_model
 from rlhf.policies import PolicyFiles
 from rlhf.scoring import tokenizer_difference
 
@@ -228,7 +228,7 @@ def load_critic(params: PPOParams, files: PolicyFiles, policy: Any) -> Any:
 
 def critic_start(params: PPOParams, files: PolicyFiles) -> Path:
     """The reward model; the SFT model where there is none, or a frozen one of another kind or with other tokens."""
-    if not params.rewards.reward_model:
+    if not reads_reward_model(params.rewards):
         return files.sft
     config = json.loads((files.reward / "config.json").read_text(encoding="utf-8"))
     reason = "has hidden layers" if "auto_map" in config else tokenizer_difference(files.sft, files.reward)

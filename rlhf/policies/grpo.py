@@ -13,8 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rlhf.errors import UserError
 from rlhf.params import GRPOParams
 from rlhf.policies import PolicyFiles, Run, Settings
-from rlhf.policies.groups import GroupMethod, train_on_groups
-from rlhf.policies.objectives import equal_groups
+from rlhf.policies.groups import EqualGroupsCounted, GroupMethod, train_on_groups
 from rlhf.policies.refills import exchange, further_prompts, refill_figures, replace_rows, warn_of_no_signal
 
 
@@ -47,25 +46,17 @@ class RefillingConfig(GRPOConfig):
     max_refills: int = field(default=0)
 
 
-class RefillingTrainer(GRPOTrainer):
+class RefillingTrainer(EqualGroupsCounted, GRPOTrainer):
     """TRL's trainer, whose equal groups make room for those of further prompts before anything is learnt.
 
     All processes see the rewards of all groups and refill as often as the neediest of them. Without refills it only
-    counts equal groups: TRL asks for a deviation below 10⁻⁸, and that of eight rewards of 1.2 is 10⁻⁷ by rounding.
+    counts equal groups.
     """
 
     args: RefillingConfig
 
-    @property
-    def _group_size(self) -> int:
-        return cast(int, self.num_generations)
-
-    def _calculate_rewards(self, *arguments: Any) -> Tensor:
-        self._rewards = super()._calculate_rewards(*arguments)
-        return self._rewards
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        processes, own, size = self.accelerator.num_processes, self.accelerator.process_index, self._group_size
+        processes, own, size = self.accelerator.num_processes, self.accelerator.process_index, self.num_generations
         noted = {name: len(values) for name, values in self._metrics["train"].items()}
         batch, equal = self._sampled(inputs)
         answers = [equal.numel() * size]
@@ -90,9 +81,7 @@ class RefillingTrainer(GRPOTrainer):
 
     def _sampled(self, inputs: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
         """TRL's batch, and which groups of all processes have equal rewards: (groups,)."""
-        batch = super()._generate_and_score_completions(inputs)
-        sums = self._rewards @ self.reward_weights.to(self._rewards)
-        return batch, equal_groups(sums, self._group_size)
+        return super()._generate_and_score_completions(inputs), self.equal_groups()
 
     def _note(self, noted: dict[str, int], answers: list[int], equal: Tensor) -> None:
         """Bring TRL's figures of the step's samplings to means over all answers, and add those of the refills."""

@@ -17,18 +17,18 @@ from trl import DPOTrainer
 
 from rlhf.checkpoints import Parts
 from rlhf.curves import CurveRecorder, Log
-from rlhf.data.formats import Row, training_rows, with_ids, write_rows
-from rlhf.encoding import encode_answer
+from rlhf.data.formats import Row, with_ids, write_rows
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer, on_device, save_model, set_determinism
 from rlhf.params import DPOLossParams, DPOParams, IterativeDPOParams, TrainingParams
 from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.dpo import configuration
-from rlhf.policies.objectives import EQUAL
 from rlhf.policies.pairs import PairMethod, pair_rows, train_on_pairs
-from rlhf.policies.prompts import check_prompts, context_length
+from rlhf.policies.prompts import context_length, read_prompts
+from rlhf.policies.ranking import best_and_worst, fits_when_read
 from rlhf.policies.rollout import prompt_batches, read_answers, sample, score_answers
-from rlhf.scoring import Reward, build_rewards
+from rlhf.rewards.building import build_rewards
+from rlhf.scoring import Reward, check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
     Raises UserError where a prompt leaves no room for an answer, a reward fails, or the first round finds no pair.
     """
     tokenizer = load_tokenizer(files.sft)
-    prompts = training_rows(files.prompts)
-    rewards = build_rewards(params.rewards, files.reward, params.batch_size)
+    rewards = build_rewards(params.rewards, files, params.batch_size)
     state = Rounds(on_device(load_causal(files.sft)))
-    check_prompts(prompts, tokenizer, params, state.policy.config)
+    prompts = read_prompts(files.prompts, tokenizer, params, state.policy.config, run.ledger)
+    check_rows(rewards, prompts)
     curves = CurveRecorder(run.log)
     series = Series(curves)
     parts = Parts(rounds=state, series=series, curves=curves, **run.parts)
@@ -59,7 +59,7 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
         if not pairs:
             _refuse_or_warn(number)
             break
-        state.policy = learn(params, files, state.policy, pairs, Run(run.seed + number, series, None, None))
+        state.policy = learn(params, files, state.policy, pairs, Run(run.seed + number, series))
         state.done = number
         series.close_round()
         if run.look(state.policy, series.steps, None):
@@ -144,7 +144,7 @@ def sample_answers(params: IterativeDPOParams, policy: Any, tokenizer: Any, rows
         lengths += batch.mask.sum(1).tolist()
     limit = context_length(policy.config)
     usable = [
-        end and len(encode_answer(tokenizer, row["prompt"], text)) <= limit
+        end and fits_when_read(tokenizer, row["prompt"], text, limit)
         for row, text, end in zip(rows, texts, ended, strict=True)
     ]
     figures = {
@@ -165,9 +165,8 @@ def rank(
     pairs = []
     for first in range(0, len(scores), params.group_size):
         places = [place for place in range(first, first + params.group_size) if answers.usable[place]]
-        best = max(places, key=scores.__getitem__, default=first)
-        worst = min(places, key=scores.__getitem__, default=first)
-        if scores[best] - scores[worst] > EQUAL:
+        if pair := best_and_worst(scores, places):
+            best, worst = pair
             prompt = answers.rows[first]["prompt"]
             pairs.append({"prompt": prompt, "chosen": answers.texts[best], "rejected": answers.texts[worst]})
     figures = {

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from rlhf.curves import Log
 from rlhf.data.formats import Row, training_rows
-from rlhf.encoding import encode_answer
+from rlhf.encoding import read_answer
 from rlhf.errors import UserError
+from rlhf.ledger import Ledger, Limit
 from rlhf.models import (
     load_causal,
     load_tokenizer,
@@ -41,12 +42,12 @@ class PairMethod:
 def train_on_pairs(params: PairParams, files: PolicyFiles, run: Run, method: PairMethod) -> PreTrainedModel:
     """The SFT model after `method` has learnt from the preferences.
 
-    Raises UserError where there are no preferences, or one is longer than `max_length`: TRL would cut it unseen.
+    Pairs longer than `max_length`, which TRL would cut unseen, go by the run's ledger.
+    Raises UserError where there are no preferences.
     """
     set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
-    pairs = training_rows(files.preferences)
-    check_pairs(pairs, tokenizer, params)
+    pairs = read_pairs(files.preferences, tokenizer, params, run.ledger)
     pairs = settle_contradictions(pairs, params, files, run.log)
 
     def arguments(settings: Settings) -> dict[str, Any]:
@@ -71,21 +72,16 @@ def pair_rows(pairs: list[Row], seed: int) -> list[Row]:
     return [{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs]
 
 
-def check_pairs(pairs: list[Row], tokenizer: Any, params: PairParams) -> None:
-    """Refuse an empty file and pairs that do not fit in `max_length` tokens."""
+def read_pairs(path: Path, tokenizer: Any, params: PairParams, ledger: Ledger) -> list[Row]:
+    """The pairs of a file that fit in `max_length` tokens. Raises UserError where there is none, as `Ledger.admit`."""
+    pairs = training_rows(path)
     if not pairs:
         raise UserError(
             f"{params.algorithm} has no preference pairs to learn from; give prepare.data.preferences a source"
         )
-    for pair in pairs:
-        for side in ("chosen", "rejected"):
-            length = len(encode_answer(tokenizer, pair["prompt"], pair[side]))
-            if length > params.max_length:
-                raise UserError(
-                    f"preference {pair['id']} is {length} tokens long with its {side} answer, "
-                    f"max_length is {params.max_length}; "
-                    "raise max_length or lower validate.max_prompt_tokens and validate.max_completion_tokens"
-                )
+    readings = (read_answer(tokenizer, pair, "chosen", "rejected") for pair in pairs)
+    limit = Limit(params.max_length, f"max_length is {params.max_length}")
+    return ledger.admit_rows("preferences", pairs, readings, limit, tokenizer)
 
 
 def settle_contradictions(pairs: list[Row], params: PairParams, files: PolicyFiles, log: Log) -> list[Row]:

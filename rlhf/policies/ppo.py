@@ -12,17 +12,18 @@ from transformers import PreTrainedModel
 
 from rlhf.checkpoints import Parts
 from rlhf.curves import CurveRecorder
-from rlhf.data.formats import Row, training_rows
+from rlhf.data.formats import Row
 from rlhf.models import load_tokenizer, put_back, set_determinism
 from rlhf.params import PPOParams
 from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.actors import Models, load_models
 from rlhf.policies.advantages import Adaptive, describe, estimate, settle_scores
-from rlhf.policies.prompts import check_prompts
+from rlhf.policies.prompts import read_prompts
 from rlhf.policies.refills import Judged, further_prompts, refilled
 from rlhf.policies.rollout import judge, prompt_batches, roll_out
 from rlhf.policies.updates import Optimiser
-from rlhf.scoring import build_rewards
+from rlhf.rewards.building import build_rewards
+from rlhf.scoring import check_rows
 from rlhf.training import finished_policy
 
 
@@ -35,10 +36,10 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
     """
     set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
-    prompts = training_rows(files.prompts)
-    rewards = build_rewards(params.rewards, files.reward, params.batch_size)
+    rewards = build_rewards(params.rewards, files, params.batch_size)
     models = load_models(params, files)
-    check_prompts(prompts, tokenizer, params, models.policy.config)
+    prompts = read_prompts(files.prompts, tokenizer, params, models.policy.config, run.ledger)
+    check_rows(rewards, prompts)
     training = Training(models, Optimiser(params, models), Adaptive(params.beta))
     curves = CurveRecorder(run.log)
     parts = Parts(training=training, curves=curves, **run.parts)

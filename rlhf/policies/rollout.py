@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from rlhf.data.formats import Row, is_conversational
+from rlhf.data.formats import Row
 from rlhf.encoding import encode_prompt
 from rlhf.models import own_generation_habits_off
 from rlhf.params import PPOParams, SamplingParams
 from rlhf.policies.actors import Batch, Models
 from rlhf.policies.objectives import MAX_LOGITS, entropy, exact_kl, kl_estimate, token_log_probs
+from rlhf.policies.ranking import shape_answer
 from rlhf.scoring import Reward, mixed_reward
 
 
@@ -114,15 +115,12 @@ def sample(params: SamplingParams, policy: Any, tokenizer: Any, rows: list[Row])
 
 
 def read_answers(rows: Sequence[Row], batch: Batch, tokenizer: Any) -> list[Any]:
-    """The answers as texts; one to a conversation is a list with the assistant's message, as TRL has it."""
+    """The answers, in the form of their prompts."""
     texts = tokenizer.batch_decode(
         [tokens[mask.bool()] for tokens, mask in zip(batch.responses, batch.mask, strict=True)],
         skip_special_tokens=True,
     )
-    return [
-        [{"role": "assistant", "content": text}] if is_conversational(row["prompt"]) else text
-        for row, text in zip(rows, texts, strict=True)
-    ]
+    return [shape_answer(row["prompt"], text) for row, text in zip(rows, texts, strict=True)]
 
 
 def score_answers(

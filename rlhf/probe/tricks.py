@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlhf.data.formats import completion_text
-from rlhf.rules import TAG, language_reward
+from rlhf.rewards.places import TAG
+from rlhf.rewards.style import language_reward
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,66 @@
+"""Where an answer stands in a text: the form of thoughts and answer, tags, boxes and hashes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rlhf.data.formats import completion_text
+from rlhf.params import Place, Tag
+
+FORM = re.compile(r"\s*<think>.*?</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
+TAG = re.compile(r"</?(?:think|answer)>")
+
+
+def find_answer(completion: Any, place: Place) -> str | None:
+    """The answer as it stands at `place`, white space and all; None where it is not there.
+
+    Where several stand there, as several boxes, the last one counts.
+    """
+    text = completion_text(completion)
+    match place:
+        case "form":
+            match = FORM.fullmatch(text)
+            return match["answer"] if match and len(TAG.findall(text)) == 4 else None
+        case "answer_tag":
+            return _last_block(text, "<answer>", "</answer>")
+        case "boxed":
+            return _last_box(text)
+        case "hashes":
+            _, found, behind = text.rpartition("####")
+            return behind.partition("\n")[0] if found else None
+        case "text":
+            return text
+        case Tag():
+            return _last_block(text, place.open, place.close)
+
+
+def parse_answer(completion: Any) -> str | None:
+    """What stands between the answer tags, or None where the form is not kept exactly.
+
+    The form is `<think>…</think><answer>…</answer>` with nothing but white space around the two blocks, and each
+    tag once.
+    """
+    answer = find_answer(completion, "form")
+    return None if answer is None else answer.strip()
+
+
+def _last_block(text: str, opening: str, closing: str) -> str | None:
+    """What the last closing tag closes."""
+    end = text.rfind(closing)
+    start = text.rfind(opening, 0, end) if end >= 0 else -1
+    return text[start + len(opening) : end] if start >= 0 else None
+
+
+def _last_box(text: str) -> str | None:
+    """The content of the last box, whose braces must be balanced."""
+    start = text.rfind(r"\boxed{")
+    if start < 0:
+        return None
+    start += len(r"\boxed{")
+    depth = 1
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if not depth:
+            return text[start:position]
+    return None

@@ -1,0 +1,1 @@
+"""Data that a model makes: instructions with answers, and preferences between its own answers."""
