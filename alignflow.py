@@ -232,7 +232,7 @@ def make_instruction_file(
     force: Force = False,
 ) -> None:
     """Make instructions with answers out of a few (Self-Instruct)."""
-    from rlhf.synthesis.files import refuse_overwriting
+    from rlhf.synthesis.files import read_kind, refuse_overwriting
     from rlhf.synthesis.instructions import BANNED, InstructionSettings
     from rlhf.synthesis.making import write_instructions
     from rlhf.synthesis.speaker import load_speaker
@@ -242,7 +242,8 @@ def make_instruction_file(
         count, tries or 20 * count, examples, made_examples, batch_size, shortest, longest,
         tuple(banned) if banned is not None else BANNED, overlap, list_tokens, answer_tokens, temperature, seed,
     )  # fmt: skip
-    made = write_instructions(seeds, out, load_speaker(model, temperature, batch_size, seed), settings)
+    rows = read_kind(seeds, "sft")
+    made = write_instructions(rows, out, load_speaker(model, temperature, batch_size, seed), settings)
     _print_made(out, made)
 
 
@@ -262,15 +263,16 @@ def make_preference_file(
     force: Force = False,
 ) -> None:
     """Make preferences between a model's own answers, ranked by rewards."""
-    from rlhf.synthesis.files import refuse_overwriting
+    from rlhf.synthesis.files import read_kind, refuse_overwriting
     from rlhf.synthesis.making import write_preferences
     from rlhf.synthesis.preferences import PreferenceSettings, load_ranking
     from rlhf.synthesis.speaker import load_speaker
 
     refuse_overwriting(out, force)
     settings = PreferenceSettings(samples, against, max_new_tokens, temperature, seed)
+    rows = read_kind(prompts, "prompts")
     rewards = load_ranking(rank, reward_model, model, batch_size)
-    made = write_preferences(prompts, out, load_speaker(model, temperature, batch_size, seed), rewards, settings)
+    made = write_preferences(rows, out, load_speaker(model, temperature, batch_size, seed), rewards, settings)
     _print_made(out, made)
 
 

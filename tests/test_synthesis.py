@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.generation import Completion
 from rlhf.params import FileSource
 from rlhf.scoring import Reward
-from rlhf.synthesis.files import growing_file, partial_path, refuse_overwriting
+from rlhf.synthesis.files import growing_file, partial_path, read_kind, refuse_overwriting
 from rlhf.synthesis.instructions import InstructionSettings, make_instructions
 from rlhf.synthesis.making import write_instructions, write_preferences
 from rlhf.synthesis.overlap import OverlapIndex
@@ -229,7 +229,9 @@ def test_no_seeds_and_no_room_are_errors() -> None:
 def test_nothing_kept_is_an_error_after_the_ledger_is_written(tmp_path: Path) -> None:
     write_rows(tmp_path / "seeds.jsonl", SEEDS)
     with pytest.raises(UserError, match="none of 20 candidates is left"):
-        write_instructions(tmp_path / "seeds.jsonl", tmp_path / "made.jsonl", Script([]), INSTRUCTIONS)
+        write_instructions(
+            read_kind(tmp_path / "seeds.jsonl", "sft"), tmp_path / "made.jsonl", Script([]), INSTRUCTIONS
+        )
     ledger = json.loads((tmp_path / "made-report" / "ledger.json").read_text())
     assert ledger["instructions"]["left_out"] == {"no_task": 20}
     assert not (tmp_path / "made.jsonl").exists() and not partial_path(tmp_path / "made.jsonl").exists()
@@ -340,7 +342,8 @@ def test_a_model_samples_alike_for_a_seed_whatever_the_batch(
     def make(name: str, batch_size: int, seed: int) -> bytes:
         model = replace(speaker, decoding=replace(speaker.decoding, batch_size=batch_size))
         lengths = [Reward("length", _length, 1.0)]
-        write_preferences(tmp_path / "prompts.jsonl", tmp_path / name, model, lengths, replace(settings, seed=seed))
+        rows = read_kind(tmp_path / "prompts.jsonl", "prompts")
+        write_preferences(rows, tmp_path / name, model, lengths, replace(settings, seed=seed))
         return (tmp_path / name).read_bytes()
 
     # A model with random weights ends an answer now and then; half-way ones make no pair.

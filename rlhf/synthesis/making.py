@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf.data.formats import Row
 from rlhf.errors import UserError
 from rlhf.scoring import Reward
-from rlhf.synthesis.files import growing_file, read_kind
+from rlhf.synthesis.files import growing_file
 from rlhf.synthesis.instructions import InstructionSettings, make_instructions
 from rlhf.synthesis.preferences import Accounts, PreferenceSettings, make_preferences
 from rlhf.synthesis.report import instruction_bias, preference_bias, write_report
@@ -29,14 +29,14 @@ class Made:
     tallies: dict[str, Tally]
 
 
-def write_instructions(seeds: Path, out: Path, speaker: Speaker, settings: InstructionSettings) -> Made:
-    """Make instructions from a file of seeds, with reports beside `out`.
+def write_instructions(seeds: list[Row], out: Path, speaker: Speaker, settings: InstructionSettings) -> Made:
+    """Make instructions from seeds, with reports beside `out`.
 
     Raises UserError as `make_instructions`, and where no candidate is left.
     """
-    rows, tally = read_kind(seeds, "sft"), Tally()
-    made = _write(out, make_instructions(rows, speaker, settings, tally))
-    folder = write_report(out, {"instructions": tally}, instruction_bias(rows, made), made)
+    tally = Tally()
+    made = _write(out, make_instructions(seeds, speaker, settings, tally))
+    folder = write_report(out, {"instructions": tally}, instruction_bias(seeds, made), made)
     if not made:
         raise UserError(
             f"none of {tally.made} candidates is left ({tally.describe()}; {folder}); "
@@ -48,15 +48,14 @@ def write_instructions(seeds: Path, out: Path, speaker: Speaker, settings: Instr
 
 
 def write_preferences(
-    prompts: Path, out: Path, speaker: ModelSpeaker, rewards: list[Reward], settings: PreferenceSettings
+    prompts: list[Row], out: Path, speaker: ModelSpeaker, rewards: list[Reward], settings: PreferenceSettings
 ) -> Made:
-    """Make preferences for a file of prompts, with reports beside `out`.
+    """Make preferences for prompts, with reports beside `out`.
 
     Raises UserError as `make_preferences`, and where no prompt has two whole answers with different rewards.
     """
     accounts = Accounts(Tally(), Tally())
-    rows = read_kind(prompts, "prompts")
-    made = _write(out, make_preferences(rows, speaker, rewards, settings, accounts))
+    made = _write(out, make_preferences(prompts, speaker, rewards, settings, accounts))
     tallies = {"prompts": accounts.prompts, "answers": accounts.answers}
     folder = write_report(out, tallies, preference_bias(made), made)
     if not made:
