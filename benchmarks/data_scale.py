@@ -82,7 +82,7 @@ def measure(folder: Path) -> dict[str, float]:
     source = {"kind": "file", "path": "pairs.jsonl", "shape": "canonical", "columns": {}, "test_share": 0.02}
     few = {**source, "path": "few.jsonl", "limit": None}
     values["prepare"] |= {"base_model": str(folder / "base"), "world": None}
-    values["prepare"]["data"] = {
+    values["prepare"]["data"] |= {
         "sft": {**few, "columns": {"completion": "chosen"}},
         "preferences": {**source, "limit": None},
         "ratings": None,
