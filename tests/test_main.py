@@ -184,7 +184,7 @@ def test_the_place_is_the_last_line_of_our_own_code() -> None:
         load_params(None)  # pyright: ignore[reportArgumentType]  (a programming error on purpose)
     sentence = command.explain(raised.value)
     assert "in rlhf/params_file.py line" in sentence
-    assert "(load_params)" in sentence
+    assert "(load_sections)" in sentence
 
 
 def test_debug_shows_the_traceback(

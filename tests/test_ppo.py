@@ -558,7 +558,8 @@ def test_what_cannot_be_trained_is_refused_before_the_first_rollout(params, poli
 
     first = training_rows(policy_files.prompts)[0]["id"]
     refused(
-        rf"prompt {first} is \d+ tokens long and max_new_tokens is 120, together more than the 128", max_new_tokens=120
+        rf"row {first} of prompts is \d+ tokens long, the model reads 128 tokens and max_new_tokens is 120",
+        max_new_tokens=120,
     )
     modules = ADAPTER.model_copy(update={"target_modules": ["attention_out"]})
     refused(r"adapter.target_modules is \['attention_out'\], which does not fit the model", adapter=modules)

@@ -64,7 +64,7 @@ def workspace(tmp_path: Path, tiny_model_dir: Path) -> tuple[Params, Paths]:
     described = {"kind": "file", "shape": "canonical", "columns": {}, "test_share": 0.25, "limit": None}
     raw = tiny_params()
     raw["prepare"] |= {"base_model": str(tiny_model_dir), "world": None}
-    raw["prepare"]["data"] = {
+    raw["prepare"]["data"] |= {
         "sft": described | {"path": "sft.jsonl"},
         "preferences": None,
         "ratings": described | {"path": "ratings.jsonl"},
@@ -89,7 +89,7 @@ def test_ratings_go_through_the_pipeline_and_a_reward_model_comes_out(workspace:
     assert (aside["reason"], aside["score"]) == ("score_off_scale", 9)
     counts = json.loads(paths.metrics("embed").read_text())
     validated = json.loads(paths.metrics("validate").read_text())["ratings"]
-    assert counts["ratings_train_rows"] == validated["kept"]["train"]
+    assert counts["ledger"]["ratings/train"]["used"] == validated["kept"]["train"]
     assert 2 < validated["mean_score"] < 3
     metrics = json.loads(paths.metrics("reward").read_text())
     wanted = {"accuracy", "auroc", "mae", "r2", "ece", "constant_mae", "accuracy_clean", "noise_rate_estimated"}

@@ -169,7 +169,7 @@ def test_a_stage_leaves_a_complete_run_under_its_parent(paths: Paths, params: Pa
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.data.params["sft.learning_rate"] == str(params.sft.learning_rate)
     assert set(run.data.params) == {
-        key for key in lineage.flat_params(params) if key == "seed" or key.startswith("sft.")
+        key for key in lineage.flat_params(params) if key == "seed" or key.startswith(("sft.", "ledger."))
     }
     assert parent.data.params == lineage.flat_params(params)
     assert run.data.metrics["sft/loss"] == 0.25, "the final figure, not a point of the curve, is the latest"
