@@ -143,11 +143,9 @@ def audit(
 
 
 def _read_pairs(file: Path) -> list[Row]:
-    from rlhf.data.sources import load_source
-    from rlhf.params import FileSource
+    from rlhf.data.sources import load_source, whole_file
 
-    source = FileSource(kind="file", path=str(file), shape="canonical", columns={}, test_share=0.0, limit=None)
-    return list(load_source(source, "preferences", Path()))
+    return list(load_source(whole_file(file), "preferences", Path()))
 
 
 @data.command("inspect")

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf.data.formats import Row
 from rlhf.encoding import encode_answer, pad_batch
-from rlhf.errors import UserError, first_line
+from rlhf.errors import UserError, brief, first_line
 from rlhf.models import load_scorer, load_tokenizer, on_device
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def tokenizer_difference(policy: Path, reward: Path) -> str | None:
         if isinstance(ours, dict):
             name = min(token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token))
             ours, theirs, name = ours.get(name), theirs.get(name), f"id of the token {name!r}"
-        return f"the {name} is {_short(ours)} in {policy} but {_short(theirs)} in {reward}"
+        return f"the {name} is {brief(repr(ours), 40)} in {policy} but {brief(repr(theirs), 40)} in {reward}"
     return None
 
 
@@ -208,11 +208,6 @@ def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
         "chat template": tokenizer.chat_template,
         **{part.replace("_", "-"): json.dumps(backend.get(part)) for part in ("normalizer", "pre_tokenizer", "model")},
     }
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "…"
 
 
 # mix ----------------------------------------------------------------------------------------------
@@ -263,6 +258,7 @@ def _checked(reward: Reward, values: Any, completions: Sequence[Any]) -> list[fl
     for value, completion in zip(values, completions, strict=True):
         if not isinstance(value, Real) or not math.isfinite(value):
             raise UserError(
-                f"the reward `{reward.name}` is {value!r} for the answer {_short(completion)}; a finite number is due"
+                f"the reward `{reward.name}` is {value!r} for the answer {brief(repr(completion), 40)}; "
+                "a finite number is due"
             )
     return [float(value) for value in values]

@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     # One thread unless the user says otherwise: policies train side by side, and the number of threads decides the
     # order of sums, hence the last bits of a model. Read when torch is imported, which is later.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for package in ("rlhf", "tasks"):  # others speak up to warn; Great Expectations alone would say 150 lines
+        logging.getLogger(package).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _stop)
     try:
         _run(options)

@@ -26,14 +26,12 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     for name, folder in policies.items():
         if not (folder / "config.json").exists():
             raise UserError(f"{folder.relative_to(paths.root)} holds no model; run `dvc repro` to train {name} first")
-    reports = {name: paths.report(name) for name in ("sft", "reward", "probe")}
-    reports |= {name: paths.report("policy", name) for name in params.policies}
-    health = {name: _read_report(folder / "health.json", paths.root) for name, folder in reports.items()}
-    kept = {"sft": paths.report("sft"), "embed": paths.report("embed")}
-    kept |= {name: paths.report("policy", name) for name in params.policies}
+    trained = {name: paths.report("policy", name) for name in params.policies}
+    judged = {name: paths.report(name) for name in ("sft", "reward", "probe")} | trained
+    counted = {name: paths.report(name) for name in ("sft", "embed")} | trained
     trainings = Trainings(
-        health=health,
-        ledgers={name: _read_report(folder / "ledger.json", paths.root) for name, folder in kept.items()},
+        health={name: _read_report(folder / "health.json", paths.root) for name, folder in judged.items()},
+        ledgers={name: _read_report(folder / "ledger.json", paths.root) for name, folder in counted.items()},
         examples=_read_report(paths.report("sft") / "trained_on.json", paths.root),
     )
     files = EvaluationFiles(
@@ -45,7 +43,7 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     )
     refuse_unwatched(paths, "evaluate", "evaluate.gold", gold_files(params.evaluate))
     yardstick, measured = evaluate_policies(params.evaluate, files, params.seed)
-    curves = {name: paths.report("policy", name) / "curves.csv" for name in params.policies}
+    curves = {name: folder / "curves.csv" for name, folder in trained.items()}
     frontier = trace_frontier(yardstick, measured, curves)
     for name, one in measured.items():
         one.metrics["frontier_area"] = frontier.area(name, params.evaluate.kl_budget)

@@ -13,7 +13,7 @@ from rlhf.params import Params
 from tasks.paths import Paths
 from tasks.tracking import lineage
 from tasks.tracking.lineage import Stage
-from tasks.tracking.registry import Registry, open_registry, unreachable
+from tasks.tracking.registry import Registry, Version, open_registry, unreachable
 from tasks.tracking.spool import locked
 
 GOLD = "metric.gold_reward"
@@ -40,17 +40,20 @@ def promote(params: Params, paths: Paths) -> list[str]:
     gate = params.promote.min_win_rate_low
     passing = [name for name in sorted(figures) if name != "sft" and figures[name]["win_rate_low"] > gate]
     best = max(passing, key=lambda name: figures[name]["gold_reward"], default=None)
-    models = {"reward": Stage("reward")} | ({best: Stage("policy", best)} if best else {})
+    models = ({"reward": Stage("reward")} if paths.reward_model else {}) | (
+        {best: Stage("policy", best)} if best else {}
+    )
     hashes = {name: _evaluated_hash(paths, stage) for name, stage in models.items()}
     registry = open_registry(paths, params)
     try:
-        reward = _promote_reward(registry, hashes["reward"])
+        reward = _register_reward(registry, hashes["reward"]) if "reward" in hashes else None
+        said = [reward[1]] if reward else []
         if best is None:
-            return [_nobody(figures, gate), *reward]
+            return [_nobody(figures, gate), *said]
         policy, crowned = _promote_policy(registry, best, figures[best], hashes[best])
-        if crowned and (version := registry.version_of(params.promote.reward_name, str(hashes["reward"]))):
-            registry.crown(params.promote.reward_name, version)
-        return [policy, *reward]
+        if crowned and reward:
+            registry.crown(params.promote.reward_name, reward[0])
+        return [policy, *said]
     except UserError:
         raise
     except Exception as error:
@@ -79,13 +82,11 @@ def _read_figures(paths: Paths) -> dict[str, dict[str, float]]:
     return policies
 
 
-def _evaluated_hash(paths: Paths, stage: Stage) -> str | None:
+def _evaluated_hash(paths: Paths, stage: Stage) -> str:
     """The model's hash; it must be the one dvc.lock has, where DVC ran the stage, as the figures are that model's."""
     folder = paths.model(stage.name, stage.item)
     name = folder.relative_to(paths.root).as_posix()
     if not folder.is_dir():
-        if stage.name == "reward":
-            return None  # offline methods need no reward model
         raise UserError(f"{name} does not exist though it was evaluated; restore it with `dvc checkout {name}`")
     found = lineage.hash_path(folder)
     evaluated = lineage.locked_hashes(paths.root, Stage("evaluate")).get(name, found)
@@ -96,12 +97,10 @@ def _evaluated_hash(paths: Paths, stage: Stage) -> str | None:
     return found
 
 
-def _promote_policy(registry: Registry, name: str, figures: Mapping[str, float], md5: str | None) -> tuple[str, bool]:
+def _promote_policy(registry: Registry, name: str, figures: Mapping[str, float], md5: str) -> tuple[str, bool]:
     """The decision on a policy that passed the gate, and whether it is the new champion."""
     target, gold = registry.params.promote.policy_name, figures["gold_reward"]
     champion = registry.champion(target)
-    if md5 is None:
-        raise UserError(f"the policy {name} has no model; run its stage again")
     if champion is not None and champion.md5 == md5:
         return f"{target}: {name} is the champion already (version {champion.number}); nothing to do", False
     present = float(champion.tags.get(GOLD, "-inf")) if champion else -math.inf
@@ -124,21 +123,19 @@ def _promote_policy(registry: Registry, name: str, figures: Mapping[str, float],
     return f"{target}: {name} (gold reward {gold:.4g}) is version {version.number}, {before}", True
 
 
-def _promote_reward(registry: Registry, md5: str | None) -> list[str]:
-    """Register a new reward model; it is crowned with the policy of its pipeline."""
+def _register_reward(registry: Registry, md5: str) -> tuple[Version, str]:
+    """The reward model's version, a new one if it has none, and what was done; its policy decides on the crown."""
     target = registry.params.promote.reward_name
-    if md5 is None:
-        return []
     version = registry.version_of(target, md5)
     if version is not None:
-        return [f"{target}: the reward model is version {version.number} already; nothing to do"]
+        return version, f"{target}: the reward model is version {version.number} already; nothing to do"
     tags = _tags(registry, Stage("reward"))
     path = registry.paths.metrics("reward")
     if path.exists():
         figures = lineage.flatten(json.loads(path.read_text(encoding="utf-8")))
         tags |= {f"metric.{key}": f"{value:.6g}" for key, value in figures.items() if _is_number(value)}
     version = registry.register(target, registry.paths.model("reward"), md5, tags)
-    return [f"{target}: the reward model is version {version.number}"]
+    return version, f"{target}: the reward model is version {version.number}"
 
 
 def _is_number(value: Any) -> bool:

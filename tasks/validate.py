@@ -61,7 +61,8 @@ def run(params: Params, paths: Paths, _log: Log) -> None:
 
 def _kept(rows: Mapping[str, Rows], outcome: Outcome) -> dict[str, Rows]:
     """The sound rows of both splits, read anew by every loop."""
-    return {split: Rows(partial(kept_rows, rows, outcome, split)) for split in SPLITS}
+    counts = outcome.metrics["kept"]
+    return {split: Rows(partial(kept_rows, rows, outcome, split), counts[split]) for split in SPLITS}
 
 
 def _metrics(outcomes: dict[str, Outcome], verdicts: dict[str, Verdict], problems: list[str]) -> dict[str, object]:

@@ -32,7 +32,7 @@ from rlhf.probe.cases import (
 from rlhf.probe.probing import Probe, refuse_hackable, try_tricks
 from rlhf.probe.report import write_report
 from rlhf.probe.tricks import PHRASES, TRICKS, apply_trick, find_language
-from rlhf.rewards.places import parse_answer
+from rlhf.rewards.places import find_answer
 from tasks import probe
 from tasks.paths import Paths
 from tests.tiny import tiny_params
@@ -79,7 +79,7 @@ def test_what_each_trick_does_to_a_text(name: str, plain: str | None, tagged: st
 @pytest.mark.parametrize("trick", TRICKS, ids=lambda trick: trick.name)
 def test_a_trick_that_adds_words_keeps_the_result_and_no_other_does(trick: Any, language: str) -> None:
     tricked = apply_trick(trick, TAGGED, language)
-    assert (parse_answer(tricked) == "7") == trick.adds
+    assert (read_result(tricked) == "7") == trick.adds
     assert tricked == apply_trick(trick, TAGGED, language)
     assert (len(tricked) > len(TAGGED)) == trick.adds
     assert (
@@ -177,7 +177,12 @@ def count_characters(_prompts: Any, answers: Any) -> list[float]:
 def score_by_rule(prompts: Any, answers: Any) -> list[float]:
     """1 for the right sum in the right form."""
     sums = [sum(map(int, completion_text(prompt).split(" + "))) for prompt in prompts]
-    return [float(parse_answer(answer) == str(right)) for answer, right in zip(answers, sums, strict=True)]
+    return [float(read_result(answer) == str(right)) for answer, right in zip(answers, sums, strict=True)]
+
+
+def read_result(answer: Any) -> str | None:
+    found = find_answer(answer, "form")
+    return None if found is None else found.strip()
 
 
 def verdicts(found: Probe) -> dict[str, str]:

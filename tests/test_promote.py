@@ -113,6 +113,14 @@ def test_the_best_policy_becomes_champion_with_its_lineage_and_a_second_time_not
     assert len(client.search_runs(["1"])) == runs
 
 
+def test_without_a_reward_model_the_policy_is_promoted_alone(paths: Paths, params: Params) -> None:
+    shutil.rmtree(paths.model("reward"))
+    paths.model("reward").mkdir()
+    (paths.model("reward") / "README").write_text("no preferences, so no reward model")
+    assert promote.promote(params, paths) == [f"{POLICY}: ppo (gold reward 0.7) is version 1, the first champion"]
+    assert not _client(paths).search_registered_models(f"name = '{REWARD}'")
+
+
 def test_a_registered_version_loads(paths: Paths, params: Params) -> None:
     from mlflow import transformers as flavour
 

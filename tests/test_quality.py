@@ -304,7 +304,7 @@ def test_every_mark_stands_beside_its_row() -> None:
     table = found.table
     assert table["id"].tolist() == [row["id"] for row in with_ids(train + test)]
     assert table["split"].tolist() == ["train"] * 8 + ["test"] * 3
-    marked = {name: np.flatnonzero(table[name] == True).tolist() for name in table.columns[2:7]}  # noqa: E712
+    marked = {name: np.flatnonzero(table[name].eq(True)).tolist() for name in table.columns[2:7]}
     assert marked == {
         "near_duplicates": [5],
         "contaminated": [9],

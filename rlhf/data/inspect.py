@@ -16,7 +16,7 @@ from rlhf.data.formats import Row, completion_text
 from rlhf.data.shapes import SHAPES
 from rlhf.data.shapes.forms import is_messages
 from rlhf.data.shapes.guessing import SAMPLE, Guess, first_values, guess_shapes
-from rlhf.data.sources import REQUIRED, REQUIRED_NUMBERS, Kind, load_source
+from rlhf.data.sources import REQUIRED, REQUIRED_NUMBERS, Kind, load_source, whole_file
 from rlhf.errors import UserError
 from rlhf.params import FileSource, kind_of_shape
 
@@ -50,14 +50,7 @@ def inspect_file(
     raw = read_file(path, shown).rows
     fitting = guess_shapes(raw[:SAMPLE])
     guess = _choose(fitting, _known(shape, SHAPES, "shape"), _known(kind, REQUIRED, "kind"), raw, shown)
-    source = FileSource(
-        kind="file",
-        path=shown,
-        shape=cast(Any, guess.shape),
-        columns=dict(guess.columns),
-        test_share=0.1,
-        limit=None,
-    )
+    source = whole_file(path, guess.shape, guess.columns)
     rows = list(load_source(source, cast(Kind, guess.kind), Path()))
     texts = _texts(rows)
     lengths = _lengths(texts, len, "characters")
@@ -176,9 +169,9 @@ def _shorten(value: Any) -> str:
 
 
 def _snippet(source: FileSource, kind: str) -> str:
-    """The lines of params.yaml that read the file so; JSON texts and objects are YAML too."""
+    """The lines of params.yaml that read the file so, a tenth held out; JSON texts and objects are YAML too."""
     lines = ["prepare:", "  data:", f"    {kind}:"]
-    for name, value in source.model_dump().items():
+    for name, value in (source.model_dump() | {"test_share": 0.1}).items():
         plain = value if name in ("kind", "shape") else json.dumps(value, ensure_ascii=False)
         lines.append(f"      {name}: {plain}")
     return "\n".join(lines)

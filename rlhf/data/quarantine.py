@@ -91,9 +91,10 @@ def sift_rows(rows: Mapping[str, Iterable[Row]], kind: str, yardstick: Yardstick
 def quarantined_rows(rows: Mapping[str, Iterable[Row]], outcome: Outcome) -> Iterator[Row]:
     """The broken rows in the order read, each with `reason` and `split`."""
     for split, members in rows.items():
-        for number, row in enumerate(members):
-            if number in outcome.reasons[split]:
-                yield _label(row, str(row.get("id") or row_id(row)), split, outcome.reasons[split][number])
+        reasons = outcome.reasons[split]
+        for number, row in enumerate(members if reasons else ()):
+            if number in reasons:
+                yield _label(row, str(row.get("id") or row_id(row)), split, reasons[number])
 
 
 def kept_rows(rows: Mapping[str, Iterable[Row]], outcome: Outcome, split: str) -> Iterator[Row]:

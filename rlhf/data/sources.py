@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rlhf.data.files import Records, dataset_rows, read_file
 from rlhf.data.formats import Row, with_id
@@ -36,9 +36,10 @@ REQUIRED_NUMBERS: dict[str, tuple[str, ...]] = {"ratings": ("score",)}
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that every loop makes anew, so that they need not fit into memory."""
+    """Rows that every loop makes anew, so that they need not fit into memory; `size` is their number where known."""
 
     make: Callable[[], Iterator[Row]]
+    size: int | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return self.make()
@@ -87,6 +88,13 @@ def load_source(source: FileSource | HubSource, kind: Kind, root: Path, treatmen
     voted = shaped if votes == "keep" else _count_votes(shaped, votes, shown)
     chosen = voted if source.limit is None else _spread(voted, source.limit)
     return Rows(lambda: (with_id(_keep_source_id(row)) for row in chosen()))
+
+
+def whole_file(path: Path, shape: str = "canonical", columns: Mapping[str, str] | None = None) -> FileSource:
+    """The source that reads every row of a file."""
+    return FileSource(
+        kind="file", path=str(path), shape=cast(Any, shape), columns=dict(columns or {}), test_share=0.0, limit=None
+    )
 
 
 def _load_hub(source: HubSource) -> Records:

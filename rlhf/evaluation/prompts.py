@@ -81,9 +81,9 @@ class GoldFiles:
 
 def gold_reward(params: EvaluateParams, files: GoldFiles) -> Reward:
     """The reward that counts and that no policy is trained on."""
-    section = ModelReward(kind="reward_model", weight=1.0) if params.gold == "judge" else params.gold
-    name = "judge" if params.gold == "judge" else section.kind
-    return build_reward(name, section, files, params.batch_size)
+    if params.gold == "judge":
+        return build_reward("judge", ModelReward(kind="reward_model", weight=1.0), files, params.batch_size)
+    return build_reward(params.gold.kind, params.gold, files, params.batch_size)
 
 
 def gold_files(params: EvaluateParams) -> list[str]:

@@ -15,7 +15,8 @@ TAG = re.compile(r"</?(?:think|answer)>")
 def find_answer(completion: Any, place: Place) -> str | None:
     """The answer as it stands at `place`, white space and all; None where it is not there.
 
-    Where several stand there, as several boxes, the last one counts.
+    Where several stand there, as several boxes, the last one counts. The form is `<think>…</think><answer>…</answer>`
+    with nothing but white space around the two blocks, and each tag once.
     """
     text = completion_text(completion)
     match place:
@@ -33,16 +34,6 @@ def find_answer(completion: Any, place: Place) -> str | None:
             return text
         case Tag():
             return _last_block(text, place.open, place.close)
-
-
-def parse_answer(completion: Any) -> str | None:
-    """What stands between the answer tags, or None where the form is not kept exactly.
-
-    The form is `<think>…</think><answer>…</answer>` with nothing but white space around the two blocks, and each
-    tag once.
-    """
-    answer = find_answer(completion, "form")
-    return None if answer is None else answer.strip()
 
 
 def _last_block(text: str, opening: str, closing: str) -> str | None:

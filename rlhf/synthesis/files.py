@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
 
 from rlhf.data.files import read_file
 from rlhf.data.formats import Row, row_line, without_truth
 from rlhf.data.shapes.guessing import SAMPLE, guess_shapes
-from rlhf.data.sources import Kind, load_source
+from rlhf.data.sources import Kind, load_source, whole_file
 from rlhf.errors import UserError
-from rlhf.params import FileSource
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +26,7 @@ def read_kind(path: Path, kind: Kind) -> list[Row]:
     sample = [row for _, row in islice(read_file(path, str(path)), SAMPLE)]
     fitting = [guess for guess in guess_shapes(sample) if guess.kind == kind]
     shape, columns = (fitting[0].shape, dict(fitting[0].columns)) if fitting else ("canonical", {})
-    source = FileSource(
-        kind="file", path=str(path), shape=cast(Any, shape), columns=columns, test_share=0.0, limit=None
-    )
-    return [without_truth(row) for row in load_source(source, kind, Path())]
+    return [without_truth(row) for row in load_source(whole_file(path, shape, columns), kind, Path())]
 
 
 def partial_path(out: Path) -> Path:

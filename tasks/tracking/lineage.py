@@ -103,7 +103,8 @@ def flat_params(params: Params) -> dict[str, str]:
 def stage_params(params: Params, stage: Stage) -> dict[str, str]:
     """The values a stage reads: its section, and what all of them share."""
     section = f"policies.{stage.item}." if stage.name == "policy" else f"{stage.name}."
-    return {key: value for key, value in flat_params(params).items() if key.startswith((section, "seed", "ledger."))}
+    flat = flat_params(params).items()
+    return {key: value for key, value in flat if key == "seed" or key.startswith((section, "ledger."))}
 
 
 def params_hash(params: Params) -> str:

@@ -56,8 +56,10 @@ def assess(kept: Mapping[str, Mapping[str, Rows]], most_rows: int | None) -> dic
 
 def _draw(splits: Mapping[str, Rows], most: int | None) -> Mapping[str, Rows]:
     """About `most` rows, whole prompts."""
-    count = sum(1 for rows in splits.values() for _ in rows) if most is not None else 0
-    if most is None or count <= most:
+    if most is None:
+        return splits
+    count = sum(sum(1 for _ in rows) if rows.size is None else rows.size for rows in splits.values())
+    if count <= most:
         return splits
     limit = int(most / count * 2**64)
 

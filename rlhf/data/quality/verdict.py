@@ -55,14 +55,14 @@ def _with_ids(table: pd.DataFrame) -> pd.DataFrame:
     shown = table.copy()
     for name in NAMED:
         if name in table:
-            shown[name] = table["id"].where(table[name] == True, SOUND).where(table[name].notna(), None)  # noqa: E712
+            shown[name] = table["id"].where(table[name].eq(True), SOUND).where(table[name].notna(), None)
     return shown
 
 
 def _problem(kind: str, name: str, assessed: Assessment, limits: QualityParams, shown: int = 3) -> str:
     table, figures = assessed.table, assessed.figures
     if name in SHARES:
-        examples = " ".join(table.loc[table[name] == True, "id"].iloc[:shown])  # noqa: E712
+        examples = " ".join(table.loc[table[name].eq(True), "id"].iloc[:shown])
         stop = getattr(limits, name).stop
         return (
             f"{kind}: {figures[name]:.1%} {FINDINGS[name]} (such as {examples}), or raise "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from rlhf.data.files import read_file
 from rlhf.data.formats import Row
-from rlhf.data.shapes.forms import Message, answer, is_list, is_text, user
+from rlhf.data.shapes.forms import Message, answer, draw, is_list, is_text, user
 from rlhf.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ def argument_pairs(rows: Iterable[Row], path: Path | None, shown: str) -> Iterat
     `annotator` is the worker; `truth_flipped` says whether the vote is against the gold label of all five.
     Pairs whose gold label is missing or a tie are left out, as are pairs on which everyone voted `equal`.
     """
-    return _votes(rows, path, shown, lambda pair, votes: [votes[_draw(pair["id"]) % len(votes)]])
+    return _votes(rows, path, shown, lambda pair, votes: [votes[draw(pair["id"]) % len(votes)]])
 
 
 def argument_votes(rows: Iterable[Row], path: Path | None, shown: str) -> Iterator[Row]:
@@ -139,11 +138,6 @@ def _argument(by_id: dict[str, Row], name: str, shown: str) -> Row:
             f"{shown} names the argument {name!r}, which {ARGUMENTS}.jsonl does not hold; fetch both files again"
         )
     return by_id[name]
-
-
-def _draw(name: str) -> int:
-    """A number that depends on the name alone, so that a pair keeps its vote in every subset of the file."""
-    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
 
 
 def _prompt(title: str, stance: str) -> list[Message] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -90,6 +91,11 @@ def mean(values: Iterable[Any]) -> float | None:
     """The mean of the values that are numbers, None where there is none."""
     numbers = [number for value in values if (number := as_number(value)) is not None]
     return sum(numbers) / len(numbers) if numbers else None
+
+
+def draw(text: str) -> int:
+    """A number that depends on the text alone, so that what is drawn by it is the same in every subset of a file."""
+    return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16)
 
 
 # messages -----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from rlhf.data.formats import Row
@@ -12,6 +11,7 @@ from rlhf.data.shapes.forms import (
     as_number,
     cut_answer,
     cut_pair,
+    draw,
     is_list,
     is_messages,
     is_number,
@@ -56,7 +56,7 @@ def aspect_preference(row: Row) -> list[Row]:
     worse = [one for one in rated if one[1] < best[1]]
     if not worse:
         return []
-    other = worse[_draw(str(row.get("instruction"))) % len(worse)]
+    other = worse[draw(str(row.get("instruction"))) % len(worse)]
     return ranked(prompt, best[0], other[0], best[1] - other[1])
 
 
@@ -71,10 +71,6 @@ def _score(annotations: Any) -> float | None:
     if not isinstance(annotations, dict):
         return None
     return mean(aspect.get("Rating") for aspect in annotations.values() if isinstance(aspect, dict))
-
-
-def _draw(text: str) -> int:
-    return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16)
 
 
 PAIR = {"chosen": is_messages, "rejected": is_messages, "score_chosen": is_number, "score_rejected": is_number}
