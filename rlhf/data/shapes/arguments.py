@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rlhf.data.files import read_file
 from rlhf.data.formats import Row
-from rlhf.data.shapes.forms import Message, answer, draw, is_list, is_text, user
+from rlhf.data.shapes.forms import Message, answer, draw, is_list, is_text, tell, user
 from rlhf.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 PAIRS, ARGUMENTS = "pairs_5annotators", "arguments"
 """Stems of the two files of UKPConvArg1 (Habernal & Gurevych, ACL 2016)."""
@@ -81,7 +78,7 @@ def _votes(
             continue
         for vote in choose(pair, votes):
             yield _preference(pair, vote, by_id, shown)
-    logger.info("%s: %d pairs, %d without a gold winner left out", shown, read, without)
+    tell(f"{shown}: {read} pairs, {without} without a gold winner left out")
 
 
 def _preference(pair: Row, vote: Row, by_id: dict[str, Row], shown: str) -> Row:

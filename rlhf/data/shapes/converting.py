@@ -5,18 +5,15 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhf.data.formats import Row, row_id
-from rlhf.data.shapes.forms import Form
+from rlhf.data.shapes.forms import Form, tell
 from rlhf.data.shapes.guessing import SAMPLE, first_values, guess_shapes
 from rlhf.data.shapes.table import FORMS
 from rlhf.errors import UserError
 from rlhf.params import kind_of_shape
-
-logger = logging.getLogger(__name__)
 
 
 def convert_rows(shape: str, rows: Iterable[Row], _path: Path | None, shown: str) -> Iterator[Row]:
@@ -43,9 +40,8 @@ def convert_rows(shape: str, rows: Iterable[Row], _path: Path | None, shown: str
                 repeated += 1
                 continue
             yield _with_rest(one, row, form)
-    logger.info(
-        "%s: %d rows, %d without a preference and %d prompts seen before left out", shown, read, without, repeated
-    )
+    if without or repeated:
+        tell(f"{shown}: {read} rows, {without} without a preference and {repeated} prompts seen before left out")
 
 
 def _is_repeat(row: Row, seen: set[str]) -> bool:

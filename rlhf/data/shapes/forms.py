@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.formats import Row
+
+logger = logging.getLogger(__name__)
 
 Message = dict[str, str]
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
@@ -96,6 +100,12 @@ def mean(values: Iterable[Any]) -> float | None:
 def draw(text: str) -> int:
     """A number that depends on the text alone, so that what is drawn by it is the same in every subset of a file."""
     return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16)
+
+
+@functools.cache
+def tell(sentence: str) -> None:
+    """Log what was left out of a file, once, though the file is read in several loops."""
+    logger.info(sentence)
 
 
 # messages -----------------------------------------------------------------------------------------
