@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +38,8 @@ UNCHANGED, RESTORED, SKIPPED = "Unchanged", "Restored", "Skipped"
 """Names of states: nothing to do, taken from DVC's cache, not run as a stage before it is not complete."""
 REFUSED, BROKEN = "Refused", "Broken"
 """Names of failures: with a reason that a second try cannot mend, and without."""
+KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)
+"""Exit statuses of a shell whose child was killed, and of a stage that ended in order when it was told to."""
 
 UNEXPECTED = "run again with --debug for the traceback"
 """How a stage ends its sentence where it does not know what happened (tasks/__main__.py)."""
@@ -133,10 +136,12 @@ def _skipped(lacking: list[str]) -> State[Any]:
 
 def _failure(status: int, listener: Listener) -> State[Any]:
     """The stage's last sentence; REFUSED where the stage or DVC knew why, so that a second try is in vain."""
-    sentence = listener.lines[-1] if listener.lines else f"exit status {status} without a word"
     exited = listener.status if listener.status is not None else status
-    if exited < 0:
-        sentence = f"killed by signal {-exited} (9: mostly a lack of memory); its last words: {sentence}"
+    sentence = listener.lines[-1] if listener.lines else f"exit status {exited} without a word"
+    if exited < 0 or exited in KILLED:
+        number = abs(exited) % 128
+        words = f"; its last words: {sentence}" if listener.lines else ""
+        sentence = f"killed by signal {number} (9: mostly a lack of memory, 15: somebody's `kill`){words}"
     elif UNEXPECTED not in sentence:
         get_run_logger().error("refused: %s", sentence)
         return Failed(name=REFUSED, message=sentence)

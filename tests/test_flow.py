@@ -49,6 +49,8 @@ if what.startswith("wait"):
     signal.pause()
 elif what.startswith("break once"):
     order.unlink()
+    if what.endswith("143"):
+        sys.exit(143)
     sys.exit("ValueError in rlhf/x.py line 1 (f): odd; run again with --debug for the traceback")
 elif what:
     print("INFO rlhf.x: at work", file=sys.stderr)
@@ -202,13 +204,16 @@ def test_bad_data_stops_everything_behind_it(
     assert "validate failed: 9 of 10 rows are broken" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("stage", "tries"), [("sft", 2), ("validate", 1)])
+@pytest.mark.parametrize(
+    ("stage", "order", "tries"), [("sft", "break once", 2), ("sft", "break once 143", 2), ("validate", "break once", 1)]
+)
 def test_a_stage_that_breaks_down_is_tried_again_but_data_are_not(
-    prefect_api: str, workspace: Path, stage: str, tries: int
+    prefect_api: str, workspace: Path, stage: str, order: str, tries: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (workspace / f"order-{stage}").write_text("break once", encoding="utf-8")
+    (workspace / f"order-{stage}").write_text(order, encoding="utf-8")
     assert alignment.main([]) == (0 if tries == 2 else 1)
     assert _ran(workspace).count(stage) == tries
+    assert ("killed by signal 15" in caplog.text) == order.endswith("143")
 
 
 @pytest.mark.usefixtures("prefect_api")

@@ -179,7 +179,7 @@ DAPO = {
 MATHS = {"problem": "Find x.", "solution": r"First \boxed{0}, then \boxed{\frac{1}{2}}.", "level": "Level 2"}
 OPEN_R1 = {**MATHS, "answer": "1/2"}
 ASDIV = {"body": "Ann has 9.", "question": "How many?", "answer": "9 (apples)", "formula": "9=9"}
-SVAMP = {"Body": "Ann has 9", "Question": "How many?", "Answer": 9.0, "ID": "chal-1"}
+SVAMP = {"Body": "Ann has 9", "Question": "How many?", "Answer": 9.0, "Equation": "( 9.0 )", "ID": "chal-1"}
 SQL = {
     "question": "How many heads?",
     "context": "CREATE TABLE head (age INTEGER)",
@@ -388,7 +388,17 @@ CASES: list[tuple[str, Row, list[Row]]] = [
     ("maths_sft", OPEN_R1, [{"prompt": [user("Find x.")], "completion": [bot(MATHS["solution"])], "answer": "1/2"}]),
     ("maths_prompts", MATHS, [{"prompt": [user("Find x.")], "answer": r"\frac{1}{2}", "level": "Level 2"}]),
     ("asdiv_prompts", ASDIV, [{"prompt": [user("Ann has 9. How many?")], "answer": "9", "formula": "9=9"}]),
-    ("svamp_prompts", SVAMP, [{"prompt": [user("Ann has 9 How many?")], "answer": "9", "ID": "chal-1"}]),
+    ("asdiv_sft", ASDIV, [{"prompt": [user("Ann has 9. How many?")], "completion": [bot("9=9\n#### 9")]}]),
+    (
+        "svamp_sft",
+        SVAMP,
+        [{"prompt": [user("Ann has 9 How many?")], "completion": [bot("( 9.0 )\n#### 9")], "ID": "chal-1"}],
+    ),
+    (
+        "svamp_prompts",
+        SVAMP,
+        [{"prompt": [user("Ann has 9 How many?")], "answer": "9", "Equation": "( 9.0 )", "ID": "chal-1"}],
+    ),
     (
         "sql_context_sft",
         SQL,
@@ -667,6 +677,8 @@ def test_nothing_fits() -> None:
         ("llamafactory/alpaca_en_demo.json", "alpaca_sft", 999),
         ("gsm8k/test.jsonl", "gsm8k_sft", 1319),
         ("math/svamp.jsonl", "svamp_prompts", 1000),
+        ("math/svamp.jsonl", "svamp_sft", 1000),
+        ("math/asdiv.jsonl", "asdiv_sft", 2215),
         ("math/asdiv.jsonl", "asdiv_prompts", 2215),
         ("text2sql/geography.json", "text2sql_sft", 877),
         ("text2sql/restaurants.json", "text2sql_sft", 378),

@@ -83,6 +83,15 @@ def word_problem_prompt(row: Row) -> list[Row]:
     return [{"prompt": user(text), "answer": said or None}]
 
 
+def word_problem_demonstration(row: Row) -> list[Row]:
+    """The formula (SVAMP: the equation) as the solution, and a last line `#### answer`, as GSM8K writes them."""
+    (asked,) = word_problem_prompt(row)
+    formula = row.get("formula", row.get("Equation"))
+    is_whole = isinstance(formula, str) and asked["answer"] is not None
+    solution = f"{str(formula).strip()}\n#### {asked['answer']}" if is_whole else None
+    return [{"prompt": asked["prompt"], "completion": answer(solution)}]
+
+
 # SQL ----------------------------------------------------------------------------------------------
 
 
@@ -152,7 +161,9 @@ FORMS = {
     "dapo_prompts": Form({"prompt": is_messages, "reward_model": has("ground_truth")}, dapo_prompt),
     "maths_sft": Form(MATHS, maths_demonstration),
     "maths_prompts": Form(MATHS, maths_prompt, ("answer",)),
+    "asdiv_sft": Form(WORD_PROBLEM | {"formula": is_text}, word_problem_demonstration),
     "asdiv_prompts": Form(WORD_PROBLEM, word_problem_prompt),
+    "svamp_sft": Form(SVAMP | {"Equation": is_text}, word_problem_demonstration),
     "svamp_prompts": Form(SVAMP, word_problem_prompt),
     "sql_context_sft": Form(SQL_CONTEXT, sql_context_demonstration),
     "sql_context_prompts": Form(SQL_CONTEXT, sql_context_prompt),
