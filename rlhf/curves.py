@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 Log = Callable[[Mapping[str, float], int], None]
 """`log(metrics, step)`: what a training function calls as it goes."""
@@ -16,6 +20,37 @@ Log = Callable[[Mapping[str, float], int], None]
 
 def no_log(_metrics: Mapping[str, float], _step: int) -> None:
     """Listen to nothing."""
+
+
+TELLING = (
+    "loss",
+    "held_out_loss",
+    "held_out_accuracy",
+    "rewards/accuracies",
+    "reward",
+    "objective/scores",
+    "objective/kl",
+    "kl",
+    "completions/mean_length",
+)
+"""The figures by which one sees from afar how a training goes."""
+
+
+class Spoken:
+    """A Log that passes everything on, and says the telling figures at most once in so many seconds."""
+
+    def __init__(self, log: Log, seconds: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._seconds = seconds
+        self._clock = clock
+        self._next = -math.inf
+
+    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+        self._log(metrics, step)
+        told = [f"{name} {metrics[name]:.4g}" for name in TELLING if name in metrics]
+        if told and self._clock() >= self._next:
+            self._next = self._clock() + self._seconds
+            logger.info("step %d: %s", step, ", ".join(told))
 
 
 class CurveRecorder:

@@ -30,7 +30,7 @@ from rlhf.params import RewardParams
 from rlhf.ratings import measure_ratings
 from rlhf.reward_losses import OBJECTIVES, TWINS, RewardBatch
 from rlhf.selective import mass_schedule, orient_batch
-from rlhf.training import CurveReporter, evaluation_steps, fold_adapter
+from rlhf.training import evaluation_steps, fold_adapter, report_curves
 
 
 @dataclass
@@ -252,7 +252,7 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
         trainer.generator = torch.Generator().manual_seed(seed)
         trainer.ledger = Ledger.blank(len(job.train))
         trainer.verdict = job.verdict or Verdict.blank(len(job.train))
-        trainer.add_callback(CurveReporter(log, trainer.ledger.take_figures))
+        report_curves(trainer, log, trainer.ledger.take_figures)
         if job.test is not None and len(job.test):
             trainer.add_callback(HeldOutCurve(trainer.model, job.test, section, log))
         trainer.train()

@@ -28,7 +28,7 @@ from rlhf.models import (
     trainer_settings,
 )
 from rlhf.params import SFTParams
-from rlhf.training import CurveReporter, EarlyStopping, fold_adapter
+from rlhf.training import EarlyStopping, fold_adapter, report_curves
 
 SAMPLES_SHOWN, MASKS_SHOWN = 8, 3
 ANSWERS_DRAWN = 32
@@ -63,7 +63,7 @@ def train_sft(section: SFTParams, files: SFTFiles, seed: int, log: Log, ledger: 
         settings = trainer_settings(section, seed, Path(folder))
         model = load_causal(files.base, section)
         trainer = _build_trainer(section, settings, (train, test), (model, tokenizer))
-        trainer.add_callback(CurveReporter(recorder))
+        report_curves(trainer, recorder)
         stopping = EarlyStopping(trainer.model, section.evaluations, section.patience)
         before = trainer.evaluate() if test else {}
         if test:

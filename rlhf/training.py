@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from rlhf.curves import Log
 from rlhf.models import load_causal, merge_adapter, put_back, trained_weights
@@ -18,6 +26,21 @@ from rlhf.params import AdapterParams, TrainingParams
 
 DURATIONS = ("_time", "runtime", "per_second", "total_flos")
 """Parts of the trainer's metric names that differ between equal runs."""
+
+
+class Bar(ProgressCallback):
+    """Transformers' progress bar without the dictionaries that it writes above itself."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def report_curves(trainer: Any, log: Log, extra: Callable[[], Mapping[str, float]] = dict) -> None:
+    """Pass the trainer's figures to a Log, with what `extra` gives at every step, and print none of them."""
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(Bar)
+    trainer.add_callback(CurveReporter(log, extra))
 
 
 class CurveReporter(TrainerCallback):

@@ -11,11 +11,12 @@ import shutil
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from rlhf.curves import no_log
+from rlhf.curves import Spoken, no_log
 from rlhf.errors import UserError
 from rlhf.params import Params
 from rlhf.params_file import load_params
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for package in ("rlhf", "tasks"):  # others speak up to warn; Great Expectations alone would say 150 lines
         logging.getLogger(package).setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # TRL asks transformers
     signal.signal(signal.SIGTERM, _stop)
     try:
         _run(options)
@@ -79,7 +81,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     with tracked_run(stage, params, paths) as log:
         body = importlib.import_module(f"tasks.{stage.name}").run
-        body(params, paths, log, stage.item) if stage.item else body(params, paths, log)
+        body(params, paths, Spoken(log), *([stage.item] if stage.item else []))
 
 
 def _check_name(stage: Stage, params: Params) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import tasks.__main__ as command
+from rlhf.curves import Spoken
 from rlhf.errors import UserError
 from rlhf.params_file import load_params
 from tasks.paths import Paths
@@ -218,3 +220,37 @@ def test_signals_end_through_every_finally(workspace: Path, monkeypatch: pytest.
         command.main(["sft"])
     assert ended.value.code == 143
     assert len(cleaned) == 2
+
+
+# what a stage says --------------------------------------------------------------------------------
+
+
+def test_figures_pass_at_every_step_and_the_telling_ones_are_said_now_and_then(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    passed: list[tuple[dict[str, float], int]] = []
+    times = iter([0.0, 0.0, 14.0, 15.0, 15.0])
+    log = Spoken(lambda metrics, step: passed.append((dict(metrics), step)), 15.0, lambda: next(times))
+    figures = {"loss": 0.123456, "odd": 7.0}
+    with caplog.at_level(logging.INFO):
+        for step in (1, 2, 3):
+            log(figures, step)
+        log({"odd": 7.0}, 4)
+    assert passed == [(figures, 1), (figures, 2), (figures, 3), ({"odd": 7.0}, 4)]
+    assert caplog.messages == ["step 1: loss 0.1235", "step 3: loss 0.1235"]
+
+
+def test_other_packages_are_heard_only_when_they_warn(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # else basicConfig does nothing
+
+    def talk(*_: object) -> None:
+        for name in ("great_expectations.data_context", "rlhf.data"):
+            logging.getLogger(name).info("%s says something", name)
+        logging.getLogger("great_expectations").warning("beware")
+
+    _replace_stage(monkeypatch, "sft", talk)
+    assert command.main(["sft"]) == 0
+    said = ["INFO rlhf.data: rlhf.data says something", "WARNING great_expectations: beware"]
+    assert capsys.readouterr().err.splitlines() == said

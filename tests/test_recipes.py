@@ -37,6 +37,17 @@ def gsm8k(word: str) -> Row:
     return {"question": f"How many {word}?", "answer": f"3 {word} and 4 make <<3+4=7>>7.\n#### 7"}
 
 
+def asdiv(word: str) -> Row:
+    return {
+        "body": f"There are 3 {word} and 4 {word}.",
+        "question": f"How many {word}?",
+        "solution_type": "Addition",
+        "answer": f"7 ({word})",
+        "formula": "3+4=7",
+        "idx": 0,
+    }
+
+
 def openr1(word: str) -> Row:
     return {
         "problem": f"Count {word}.",
@@ -138,6 +149,7 @@ HUB = {
 """A row of each original by its id, configuration, split and folder."""
 FILES = {
     "../shared/data/gsm8k/train.jsonl": gsm8k,
+    "../shared/data/math/asdiv.jsonl": asdiv,
     "../shared/data/hh-rlhf/harmless-base-test.jsonl.gz": hh,
 }
 """The same of files beside the repository."""

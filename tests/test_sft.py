@@ -166,6 +166,14 @@ def test_the_weights_of_the_best_step_come_back_and_patience_ends_training(tmp_p
     assert metrics["held_out_loss"] == pytest.approx(at_best, rel=1e-4)
 
 
+def test_figures_go_to_the_log_and_are_not_printed(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, base, make_section())
+    said = capsys.readouterr()
+    assert "loss" not in said.out + said.err
+
+
 def test_loss_counts_the_completion_and_its_end_only(base: Path) -> None:
     tokenizer = load_tokenizer(base)
     row = make_rows(3)[2]

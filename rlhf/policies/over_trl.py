@@ -14,7 +14,7 @@ from rlhf.models import lora_config, target_modules_named, trainer_settings
 from rlhf.params import TrainingParams
 from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.resuming import make_resumable
-from rlhf.training import CurveReporter, finished_policy
+from rlhf.training import finished_policy, report_curves
 
 
 def train_over_trl(
@@ -35,8 +35,10 @@ def train_over_trl(
         built = build(
             **made,
             peft_config=lora_config(params.adapter, "CAUSAL_LM"),
-            callbacks=[CurveReporter(curves), *run.callbacks],
         )
+        report_curves(built, curves)
+        for callback in run.callbacks:
+            built.add_callback(callback)
         make_resumable(built, run.checkpoints, curves=curves, **run.parts)
         built.train()
     return finished_policy(built.model, params, files.sft, made["processing_class"])
