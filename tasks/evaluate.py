@@ -30,6 +30,7 @@ def run(params: Params, paths: Paths, log: Log) -> None:
     judged = {name: paths.report(name) for name in ("sft", "reward", "probe")} | trained
     counted = {name: paths.report(name) for name in ("sft", "embed")} | trained
     trainings = Trainings(
+        validation=_read_report(paths.metrics("validate"), paths.root),
         health={name: _read_report(folder / "health.json", paths.root) for name, folder in judged.items()},
         ledgers={name: _read_report(folder / "ledger.json", paths.root) for name, folder in counted.items()},
         examples=_read_report(paths.report("sft") / "trained_on.json", paths.root),

@@ -300,6 +300,11 @@ def workspace(tmp_path_factory, tiny_model_dir, tiny_reward_dir, tiny_world):
     ledger.admit("rows", rows, Limit(4000, "short"), tokenizer)
     for folder in (*map(paths.report, ("sft", "embed")), *(paths.report("policy", name) for name in ("dpo", "grpo"))):
         ledger.write(folder)
+    quality = {"near_duplicates": 0.125, "contaminated": None}
+    kept = {"kept": {"train": 7, "test": 1}, "rows_read": 10, "quarantined": {"too_short": 2}}
+    style = {"style": {"digits": 0.1, "lists": -0.5, "markup": None}}
+    validation = {"preferences": kept | {"quality": quality | style}, "prompts": kept | {"quality": quality}}
+    write_json(paths.metrics("validate"), validation | {"warnings": ["prompts: <near_duplicates>"], "success": True})
     write_json(paths.report("sft") / "trained_on.json", [{"row": "r1", "given": "<b>", "learnt": "learnt <eos>"}])
     return paths
 
@@ -382,6 +387,10 @@ def test_the_stage_writes_the_same_bytes_twice(metrics, params, workspace):
 
 def test_the_report_shows_all_and_escapes_what_it_shows(metrics, workspace):
     page = (workspace.report("evaluate") / "report.html").read_text()
+    rows = "<td>10</td><td>7</td><td>1</td>", "<td>12.5%</td><td>–</td>", "2 too short"
+    assert [page.count(cells) for cells in rows] == [2, 2, 2]
+    assert page.count("<td>lists -0.50</td>") == page.count("<td>–</td></tr>") == 1
+    assert "prompts: &lt;near duplicates&gt;" in page
     assert page.count("<article") == 4 + 1, "a card per prompt, and what is learnt of a row"
     assert "learnt &lt;eos&gt;" in page
     assert page.count("1 too long") == 4, "sft, embed, dpo and grpo"

@@ -27,8 +27,9 @@ DPI = 120
 
 @dataclass(frozen=True)
 class Trainings:
-    """What the trainings left in their report folders: health.json and ledger.json of each, by name, and examples."""
+    """What the stages before left: metrics/validate.json, by name health.json and ledger.json, and examples."""
 
+    validation: Mapping[str, Any]
     health: Mapping[str, Any]
     ledgers: Mapping[str, Any]
     examples: Sequence[Mapping[str, str]]
@@ -53,6 +54,7 @@ def write_report(
         .render(
             policies={name: one.metrics for name, one in measured.items()},
             trainings=trainings,
+            validated={kind: one for kind, one in trainings.validation.items() if isinstance(one, Mapping)},
             gold=yardstick.gold.name,
             is_binary=all(gold in (0.0, 1.0) for one in measured.values() for gold in one.gold),
             temperature=yardstick.params.temperature,
@@ -68,7 +70,16 @@ def write_report(
 def _environment() -> Environment:
     environment = open_templates(Path(__file__).parent)
     environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["share"] = lambda value: "–" if value is None else f"{value:.1%}"
+    environment.filters["strongest"] = _strongest
     return environment
+
+
+def _strongest(style: Mapping[str, float | None] | None) -> str:
+    """The mark with the greatest effect and its size; a dash where none was measured."""
+    known = {name: size for name, size in (style or {}).items() if size is not None}
+    name = max(known, key=lambda name: abs(known[name]), default=None)
+    return "–" if name is None else f"{name} {known[name]:+.2f}"
 
 
 # picture ------------------------------------------------------------------------------------------
