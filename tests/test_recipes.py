@@ -149,7 +149,7 @@ HUB = {
 """A row of each original by its id, configuration, split and folder."""
 FILES = {
     "../shared/data/gsm8k/train.jsonl": gsm8k,
-    "../shared/data/math/asdiv.jsonl": asdiv,
+    "data/raw/asdiv_one_step.jsonl": asdiv,
     "../shared/data/hh-rlhf/harmless-base-test.jsonl.gz": hh,
 }
 """The same of files beside the repository."""
@@ -158,6 +158,7 @@ ELSEWHERE = {
     "convincing-arguments": "two files that refer to each other, in tests/test_sources.py",
     "nl2sql-cpu": "tests/test_recipes_measured.py",
     "imdb-positive-cpu": "tests/test_recipes_measured.py",
+    "imdb-positive-smollm2": "the reviews of imdb-positive-cpu",
 }
 """Recipes whose data are tested in another file."""
 PLAIN = ("imdb-positive",)

@@ -28,7 +28,7 @@ from tasks import prepare, validate
 from tasks.paths import Paths
 from tests.conftest import ROOT, SHARED
 
-NAMES = ("nl2sql", "nl2sql-cpu", "imdb-positive", "imdb-positive-cpu")
+NAMES = ("nl2sql", "nl2sql-cpu", "imdb-positive", "imdb-positive-cpu", "imdb-positive-smollm2")
 needs_model = pytest.mark.skipif(
     not (SHARED / "models" / "stories260K").exists(), reason="the model stories260K is not beside the repository"
 )
@@ -37,7 +37,8 @@ needs_model = pytest.mark.skipif(
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_loads_and_has_a_page(name):
     load_params(ROOT / "recipes" / f"{name}.yaml")
-    assert f"`{name}`" in (ROOT / "docs" / "recipes" / f"{name.removesuffix('-cpu')}.md").read_text(encoding="utf-8")
+    page = name.removesuffix("-cpu").removesuffix("-smollm2")
+    assert f"`{name}`" in (ROOT / "docs" / "recipes" / f"{page}.md").read_text(encoding="utf-8")
 
 
 def prepare_recipe(name: str, root: Path, limit: int) -> dict[str, Any]:
