@@ -17,9 +17,9 @@ from rlhf.data.formats import Row
 from rlhf.data.shapes import SHAPES, forms
 from rlhf.data.shapes.guessing import guess_shapes
 from rlhf.data.shapes.table import FORMS
-from rlhf.data.sources import REQUIRED, load_source
+from rlhf.data.sources import REQUIRED, load_source, whole_file
 from rlhf.errors import UserError
-from rlhf.params import DataParams, FileSource, ShapeName, kind_of_shape
+from rlhf.params import DataParams, ShapeName, kind_of_shape
 from tests.conftest import SHARED
 
 
@@ -548,14 +548,7 @@ def test_signs() -> None:
 
 def test_a_rating_may_be_chosen_by_its_column(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(HELPSTEER) + "\n", encoding="utf-8")
-    source = FileSource(
-        kind="file",
-        path="a.jsonl",
-        shape="helpsteer_ratings",
-        columns={"score": "correctness"},
-        test_share=0.1,
-        limit=None,
-    )
+    source = whole_file(tmp_path / "a.jsonl", "helpsteer_ratings", {"score": "correctness"})
     (row,) = load_source(source, "ratings", tmp_path)
     assert row["score"] == 4
 

@@ -16,10 +16,9 @@ from rouge_score.rouge_scorer import RougeScorer
 
 import alignflow
 from rlhf.data.formats import Row, read_rows, row_id, with_ids, write_rows
-from rlhf.data.sources import load_source
+from rlhf.data.sources import load_source, whole_file
 from rlhf.errors import UserError
 from rlhf.evaluation.generation import Completion
-from rlhf.params import FileSource
 from rlhf.scoring import Reward
 from rlhf.synthesis.files import growing_file, partial_path, read_kind, refuse_overwriting
 from rlhf.synthesis.instructions import InstructionSettings, make_instructions
@@ -349,10 +348,7 @@ def test_a_model_samples_alike_for_a_seed_whatever_the_batch(
     # A model with random weights ends an answer now and then; half-way ones make no pair.
     speaker.model.get_output_embeddings().weight.data[speaker.tokenizer.eos_token_id] += 0.5
     assert make("one.jsonl", 4, 3) == make("two.jsonl", 64, 3) != make("three.jsonl", 64, 4)
-    source = FileSource(
-        kind="file", path=str(tmp_path / "one.jsonl"), shape="canonical", columns={}, test_share=0.1, limit=None
-    )
-    rows = list(load_source(source, "preferences", Path()))
+    rows = list(load_source(whole_file(tmp_path / "one.jsonl"), "preferences", Path()))
     bias = json.loads((tmp_path / "one-report" / "bias.json").read_text())
     style = {row["what"]: row["value"] for row in bias["Chosen less rejected"]}
     longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in rows) / len(rows)
@@ -376,7 +372,10 @@ def test_rewards_come_from_a_file_or_a_reward_model(
 ) -> None:
     rank = tmp_path / "rank.yaml"
     rank.write_text("rewards:\n  right: {kind: answer, weight: 1.0, answer_in: text}\n")
-    load = lambda path, model: load_ranking(path, model, str(tiny_model_dir), 8)  # noqa: E731
+
+    def load(path: Path | None, model: str | None) -> list[Reward]:
+        return load_ranking(path, model, str(tiny_model_dir), 8)
+
     assert [reward.name for reward in load(rank, None)] == ["right"]
     assert [reward.name for reward in load(None, str(tiny_reward_dir))] == ["reward_model"]
     with pytest.raises(UserError, match="nothing ranks"):
