@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from rlhf.errors import UserError, first_line
 from rlhf.params import AdapterParams, EmbedParams, TrainingParams
+from rlhf.team import check_share, process_count
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -273,12 +274,7 @@ def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[s
     """
     import torch
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if section.batch_size % processes:
-        raise UserError(
-            f"batch_size is {section.batch_size}, which {processes} processes cannot share evenly; "
-            "choose a multiple, or launch another number of processes"
-        )
+    check_share("batch_size", section.batch_size)
     return {
         "output_dir": str(folder),
         "seed": seed,
@@ -288,8 +284,8 @@ def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[s
         "warmup_steps": section.warmup_share if section.warmup_share < 1 else 0.999,
         "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_grad_norm,
-        "per_device_train_batch_size": section.batch_size // processes,
-        "per_device_eval_batch_size": section.batch_size // processes,
+        "per_device_train_batch_size": section.batch_size // process_count(),
+        "per_device_eval_batch_size": section.batch_size // process_count(),
         "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "activation_checkpointing": section.gradient_checkpointing,
         # Said aloud, or the trainer refuses bf16 without a GPU.

@@ -9,7 +9,7 @@ from rlhf.data.formats import training_rows
 from rlhf.encoding import encode_answer
 from rlhf.models import load_causal, load_tokenizer, save_model
 from rlhf.policies import train_policy
-from rlhf.policies.rollout import sample
+from rlhf.policies.sampling import sample
 
 
 def check_trained(model, start, folder):
@@ -43,7 +43,7 @@ def _log_prob(model, tokenizer, row, side):
     return log_probs.gather(1, ids[0, 1:, None])[start - 1 :].sum().item()
 
 
-def sample_to_the_limit(params, policy, tokenizer, rows):
+def sample_to_the_limit(*arguments):
     """Sampled answers whose limit of tokens counts as an end."""
-    batch, ended = sample(params, policy, tokenizer, rows)
+    batch, ended = sample(*arguments)
     return batch, torch.ones_like(ended)

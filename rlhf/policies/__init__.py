@@ -24,6 +24,7 @@ from rlhf.params import (
     inputs_read,
     reads_reward_model,
 )
+from rlhf.team import Team, join_team
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -52,7 +53,8 @@ class PolicyFiles:
 class Run:
     """One training: its seed, who hears its figures, where it goes on from when stopped, who looks at the policy.
 
-    `ledger` accounts for the rows; by default it refuses any that is too long.
+    `ledger` accounts for the rows; by default it refuses any that is too long. Of several processes, the `team`, only
+    the main one looks and writes checkpoints.
     """
 
     seed: int
@@ -60,6 +62,7 @@ class Run:
     checkpoints: Checkpoints | None = None
     watch: Watch | None = None
     ledger: Ledger = field(default_factory=lambda: Ledger(LedgerParams(on_too_long="raise", max_lost_share=1.0)))
+    team: Team = field(default_factory=Team)
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -68,23 +71,24 @@ class Run:
 
     def resume(self, parts: Parts) -> bool:
         """Put back what a stopped training had come to; false where there is nothing to go on from."""
-        state = self.checkpoints.resume() if self.checkpoints else None
+        state = self.team.from_main(lambda: self.checkpoints.resume() if self.checkpoints else None)
         if state:
             parts.restore(state)
         return bool(state)
 
     def offer(self, step: int, parts: Parts) -> None:
         """Write a checkpoint where one is due."""
-        if self.checkpoints:
+        if self.checkpoints and self.team.is_main:
             self.checkpoints.offer(step, parts.state)
 
     def look(self, model: Any, step: int, total: int | None) -> bool:
         """Have the watch look; true where training shall end."""
-        return self.watch is not None and self.watch.look(model, step, total)
+        watch = self.watch
+        return watch is not None and self.team.from_main(lambda: watch.look(model, step, total))
 
     def roll_back(self, model: Any, step: int) -> None:
         """Go back to the best state that the watch has seen."""
-        if self.watch:
+        if self.watch and self.team.is_main:
             self.watch.roll_back(model, step)
 
     @property
@@ -92,7 +96,7 @@ class Run:
         """Through which transformers' trainers let themselves be looked at."""
         from rlhf.policies.watching import Watching
 
-        return [Watching(self.watch)] if self.watch else []
+        return [Watching(self)] if self.watch else []
 
 
 def train_policy(
@@ -110,8 +114,9 @@ def train_policy(
     `checkpoints`, to the same bytes and curves as one that was not. `watch` looks at the policy as it trains, and which
     of its states is returned is up to it. `ledger` decides on rows that are too long; without one they are refused.
     """
-    run = Run(seed, log, checkpoints, watch, **({"ledger": ledger} if ledger else {}))
-    if checkpoints:
+    team = join_team()
+    run = Run(seed, log, checkpoints, watch, **({"ledger": ledger} if ledger else {}), team=team)
+    if checkpoints and team.is_main:
         inputs: list[Path] = [*training_inputs(params, files), *(watch.inputs if watch else [])]
         other = f"{watch.key if watch else ''} {run.ledger.settings.model_dump_json()}"
         checkpoints.open(training_key(params, seed, list(dict.fromkeys(inputs)), other))

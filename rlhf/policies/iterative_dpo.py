@@ -26,7 +26,8 @@ from rlhf.policies.dpo import configuration
 from rlhf.policies.pairs import PairMethod, pair_rows, train_on_pairs
 from rlhf.policies.prompts import context_length, read_prompts
 from rlhf.policies.ranking import best_and_worst, fits_when_read
-from rlhf.policies.rollout import prompt_batches, read_answers, sample, score_answers
+from rlhf.policies.rollout import prompt_batches, score_answers
+from rlhf.policies.sampling import read_answers, sample
 from rlhf.rewards.building import build_rewards
 from rlhf.scoring import Reward, check_rows
 

@@ -19,11 +19,13 @@ from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.actors import Models, load_models
 from rlhf.policies.advantages import Adaptive, describe, estimate, settle_scores
 from rlhf.policies.prompts import read_prompts
-from rlhf.policies.refills import Judged, further_prompts, refilled
-from rlhf.policies.rollout import judge, prompt_batches, roll_out
+from rlhf.policies.refills import further_prompts, refilled
+from rlhf.policies.rollout import Judged, judge, prompt_batches, roll_out, share_out
+from rlhf.policies.sampling import SharedLuck
 from rlhf.policies.updates import Optimiser
 from rlhf.rewards.building import build_rewards
 from rlhf.scoring import check_rows
+from rlhf.team import check_share
 from rlhf.training import finished_policy
 
 
@@ -32,31 +34,35 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
     Ouyang et al., arXiv 2203.02155.
 
     A training that was stopped goes on from its checkpoint, to the same bytes and curves as one that was not.
-    Raises UserError where a prompt leaves no room for an answer, or a reward fails.
+    Several processes share rollouts and minibatches, and come to what one would but for rounding.
+    Raises UserError where a prompt leaves no room for an answer, a reward fails, or processes cannot share a minibatch.
     """
+    check_share("batch_size / minibatches", params.batch_size // params.minibatches)
     set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
     rewards = build_rewards(params.rewards, files, params.batch_size)
     models = load_models(params, files)
     prompts = read_prompts(files.prompts, tokenizer, params, models.policy.config, run.ledger)
     check_rows(rewards, prompts)
-    training = Training(models, Optimiser(params, models), Adaptive(params.beta))
+    training = Training(models, Optimiser(params, models, run.team), Adaptive(params.beta))
     curves = CurveRecorder(run.log)
     parts = Parts(training=training, curves=curves, **run.parts)
     run.resume(parts)
 
-    def answer(rows: list[Row]) -> Judged:
-        rollout = roll_out(params, models, tokenizer, rows)
+    def answer(rows: list[Row], luck: SharedLuck | None) -> Judged:
+        rollout = roll_out(params, models, tokenizer, rows, luck)
         return rollout, *judge(rollout, tokenizer, rewards)
+
+    together = partial(share_out, run.team, params, answer=answer)
 
     batches = prompt_batches(prompts, params.batch_size, params.group_size, run.seed)
     run.look(models.policy, training.steps, params.steps)
     remaining = islice(enumerate(batches, 1), training.steps, params.steps)
     for step, rows in tqdm(remaining, desc="ppo", unit="rollout", initial=training.steps, total=params.steps):
-        rollout, raw, figures = answer(rows)
+        rollout, raw, figures = together(rows)
         if params.dynamic_sampling:
             more = partial(further_prompts, prompts, run.seed, step)
-            rollout, raw, figures = refilled(params, (rollout, raw, figures), answer, more)
+            rollout, raw, figures = refilled(params, (rollout, raw, figures), together, more)
         scores = settle_scores(params, raw, rollout.ended, training.adaptive)
         experience = estimate(params, rollout, scores, training.adaptive.beta)
         figures |= describe(params, rollout, experience)

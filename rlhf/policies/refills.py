@@ -18,12 +18,9 @@ from rlhf.data.formats import Row
 from rlhf.params import PPOParams
 from rlhf.policies.actors import Batch
 from rlhf.policies.objectives import equal_groups
-from rlhf.policies.rollout import Rollout
+from rlhf.policies.rollout import Judged, Rollout
 
 logger = logging.getLogger(__name__)
-
-Judged = tuple[Rollout, Tensor, dict[str, float]]
-"""Answers, the raw reward of each, (batch,), and the mean of each reward."""
 
 
 def further_prompts(rows: Sequence[Row], seed: int, step: int, refill: int, groups: int) -> list[Row]:

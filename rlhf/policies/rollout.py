@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from torch.nn.functional import pad
 
 from rlhf.data.formats import Row
-from rlhf.encoding import encode_prompt
-from rlhf.models import own_generation_habits_off
-from rlhf.params import PPOParams, SamplingParams
+from rlhf.params import PPOParams
 from rlhf.policies.actors import Batch, Models
 from rlhf.policies.objectives import MAX_LOGITS, entropy, exact_kl, kl_estimate, token_log_probs
-from rlhf.policies.ranking import shape_answer
+from rlhf.policies.sampling import SharedLuck, read_answers, sample
 from rlhf.scoring import Reward, mixed_reward
+from rlhf.team import Team
+
+Judged = tuple["Rollout", Tensor, dict[str, float]]
+"""Answers, the raw reward of each, (batch,), and the mean of each reward."""
 
 
 @dataclass
@@ -53,12 +55,14 @@ def prompt_batches(rows: Sequence[Row], size: int, group_size: int, seed: int) -
 
 
 @torch.no_grad()
-def roll_out(params: PPOParams, models: Models, tokenizer: Any, rows: list[Row]) -> Rollout:
+def roll_out(
+    params: PPOParams, models: Models, tokenizer: Any, rows: list[Row], luck: SharedLuck | None = None
+) -> Rollout:
     """Sample one answer per row and evaluate its tokens under all models.
 
     So few rows at a time that no more than MAX_LOGITS logits of a model stand in memory.
     """
-    batch, ended = sample(params, models.policy, tokenizer, rows)
+    batch, ended = sample(params, models.policy, tokenizer, rows, luck)
     vocabulary = models.policy.get_output_embeddings().weight.shape[0]
     size = max(1, MAX_LOGITS // (batch.responses.shape[1] * vocabulary))
     parts = [_evaluate(params, models, part) for part in batch.split(size)]
@@ -87,42 +91,6 @@ def _evaluate(params: PPOParams, models: Models, batch: Batch) -> dict[str, Tens
     return columns if values is None else columns | {"values": values}
 
 
-def sample(params: SamplingParams, policy: Any, tokenizer: Any, rows: list[Row]) -> tuple[Batch, Tensor]:
-    """Answers drawn at `temperature`, and which of them ended by themselves: (batch,) booleans."""
-    prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
-    length = max(len(ids) for ids in prompts)
-    gaps = [length - len(ids) for ids in prompts]
-    padded = [[tokenizer.pad_token_id] * gap + ids for gap, ids in zip(gaps, prompts, strict=True)]
-    attention = torch.tensor([[0] * gap + [1] * (length - gap) for gap in gaps], device=policy.device)
-    # All settings at once: a repetition penalty in the model's own generation_config would bend what is sampled.
-    settings = GenerationConfig(
-        max_new_tokens=params.max_new_tokens,
-        do_sample=True,
-        temperature=params.temperature,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with own_generation_habits_off(policy):
-        tokens = policy.generate(
-            input_ids=torch.tensor(padded, device=policy.device), attention_mask=attention, generation_config=settings
-        )
-    ends = tokens[:, length:] == tokenizer.eos_token_id
-    # A response reaches up to and including its first end token, whatever pads behind it.
-    mask = (ends.cumsum(1) - ends.long()) == 0
-    return Batch(tokens, torch.cat([attention, mask.long()], 1), length), ends.any(1)
-
-
-def read_answers(rows: Sequence[Row], batch: Batch, tokenizer: Any) -> list[Any]:
-    """The answers, in the form of their prompts."""
-    texts = tokenizer.batch_decode(
-        [tokens[mask.bool()] for tokens, mask in zip(batch.responses, batch.mask, strict=True)],
-        skip_special_tokens=True,
-    )
-    return [shape_answer(row["prompt"], text) for row, text in zip(rows, texts, strict=True)]
-
-
 def score_answers(
     rows: Sequence[Row], answers: Sequence[Any], rewards: Sequence[Reward]
 ) -> tuple[list[float], dict[str, list[float]]]:
@@ -137,3 +105,60 @@ def judge(rollout: Rollout, tokenizer: Any, rewards: Sequence[Reward]) -> tuple[
     total, parts = score_answers(rollout.rows, answers, rewards)
     figures = {f"rewards/{name}": sum(values) / len(values) for name, values in parts.items()}
     return torch.tensor(total, device=rollout.ended.device), figures
+
+
+# by several processes -----------------------------------------------------------------------------
+
+
+def share_out(
+    team: Team, params: PPOParams, rows: list[Row], answer: Callable[[list[Row], SharedLuck | None], Judged]
+) -> Judged:
+    """The judged answers to all rows, of which each process gives its share; every process has them all.
+
+    What one process alone would give, but for rounding: a row is read with other neighbours.
+    """
+    if team.size == 1:
+        return answer(rows, None)
+    own = team.share(len(rows), params.group_size)
+    # With fewer groups than processes some answer a group that counts for nothing: all take part in every exchange.
+    asked = own or range(params.group_size)
+    luck = SharedLuck(team, asked, len(rows), params.temperature)
+    rollout, raw, figures = answer(rows[asked.start : asked.stop], luck)
+    device = raw.device
+    given = (_moved(rollout, "cpu"), raw.cpu(), figures) if own else None
+    parts = [part for part in team.gather(given) if part is not None]
+    weights = [len(part[1]) / len(rows) for part in parts]
+    means = {name: sum(weight * part[2][name] for weight, part in zip(weights, parts, strict=True)) for name in figures}
+    whole = _moved(_joined([part[0] for part in parts]), device)
+    return whole, torch.cat([part[1] for part in parts]).to(device), means
+
+
+def _joined(parts: Sequence[Rollout]) -> Rollout:
+    """The rows of all parts, prompts widened on the left and responses on the right."""
+    length = max(part.batch.prompt_length for part in parts)
+    width = max(part.log_probs.shape[1] for part in parts)
+    gaps = [(length - part.batch.prompt_length, width - part.log_probs.shape[1]) for part in parts]
+
+    def widened(name: str) -> Tensor:
+        columns = [(getattr(part.batch, name), gap) for part, gap in zip(parts, gaps, strict=True)]
+        return torch.cat([pad(column, gap) for column, gap in columns])
+
+    def responses(name: str) -> Tensor | None:
+        columns = [(getattr(part, name), right) for part, (_, right) in zip(parts, gaps, strict=True)]
+        return None if columns[0][0] is None else torch.cat([pad(column, (0, right)) for column, right in columns])
+
+    batch = Batch(widened("tokens"), widened("attention"), length)
+    names = [field.name for field in fields(Rollout) if field.name not in ("rows", "batch", "ended")]
+    columns: dict[str, Any] = {name: responses(name) for name in names}
+    rows = [row for part in parts for row in part.rows]
+    return Rollout(rows, batch, torch.cat([part.ended for part in parts]), **columns)
+
+
+def _moved(rollout: Rollout, device: Any) -> Rollout:
+    batch = replace(rollout.batch, tokens=rollout.batch.tokens.to(device), attention=rollout.batch.attention.to(device))
+    columns: dict[str, Any] = {
+        field.name: column.to(device)
+        for field in fields(Rollout)
+        if isinstance(column := getattr(rollout, field.name), Tensor)
+    }
+    return replace(rollout, batch=batch, **columns)

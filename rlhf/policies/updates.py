@@ -22,9 +22,12 @@ from rlhf.policies.objectives import (
     token_log_probs,
 )
 from rlhf.policies.rollout import Rollout
+from rlhf.team import Team
 
 Figures = dict[str, Tensor]
 """Numbers on the device: asking for their value would make it wait."""
+
+ALONE = Team()
 
 
 @dataclass
@@ -51,9 +54,10 @@ class Part:
 class Optimiser:
     """AdamW over policy and critic, each with its own learning rate."""
 
-    def __init__(self, params: PPOParams, models: Models) -> None:
+    def __init__(self, params: PPOParams, models: Models, team: Team = ALONE) -> None:
         self.params = params
         self.models = models
+        self.team = team
         self.trained = {name: list(values.values()) for name, values in models.trained().items()}
         rates = {"policy": params.learning_rate, "critic": params.critic_learning_rate}
         self.adam = torch.optim.AdamW(
@@ -94,16 +98,22 @@ class Optimiser:
         return [index for _ in epochs for index in torch.randperm(rows).to(device).split(size)]
 
     def _gradient(self, rollout: Rollout, experience: Experience, index: Tensor, beta: float) -> Figures:
-        """The gradient of one minibatch, in `gradient_accumulation_steps` parts; returns its figures."""
+        """The gradient of one minibatch, in `gradient_accumulation_steps` parts; returns its figures.
+
+        Of several processes each reads its rows; gradients and figures are then summed over all of them.
+        """
         self.adam.zero_grad()
         tokens = experience.mask[index].sum().clamp_min(1)
+        own = self.team.share(len(index))
         figures: Figures = {}
-        for rows in self._parts(rollout, index):
+        for rows in self._parts(rollout, index[own.start : own.stop]):
             part = Part.cut(rollout, experience, rows)
             # Parts weigh by their tokens, so that any number of them gives the minibatch's own gradient.
             share = part.mask.sum() / tokens
             for name, value in self._backward(part, beta, share).items():
                 figures[name] = figures.get(name, 0.0) + value * share
+        gradients = [weight.grad for group in self.trained.values() for weight in group if weight.grad is not None]
+        self.team.add_up([*gradients, *figures.values()])
         return figures
 
     def _parts(self, rollout: Rollout, index: Tensor) -> Sequence[Tensor]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.checkpoints import Part
+
+if TYPE_CHECKING:
+    from rlhf.policies import Run
 
 
 class Watch(Part, Protocol):
@@ -35,23 +38,23 @@ class Watch(Part, Protocol):
 
 
 class Watching(TrainerCallback):
-    """Has a Watch look at the model that a trainer of transformers trains."""
+    """Has the watch of a run look at the model that a trainer of transformers trains."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        self._watch.look(model, state.global_step, state.max_steps)
+        self._run.look(model, state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        if self._watch.look(model, state.global_step, state.max_steps):
+        if self._run.look(model, state.global_step, state.max_steps):
             control.should_training_stop = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        self._watch.roll_back(model, state.global_step)
+        self._run.roll_back(model, state.global_step)
