@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from rlhf.errors import UserError, first_line
 from rlhf.params import AdapterParams, EmbedParams, TrainingParams
-from rlhf.team import check_share, process_count
+from rlhf.team import check_share, join_team, process_count
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -170,10 +170,17 @@ def own_generation_habits_off(model: Any) -> Iterator[None]:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights, configuration and tokenizer, nothing else, so that equal models have equal bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Write weights, configuration and tokenizer, nothing else, so that equal models have equal bytes.
+
+    Of several processes, which all come here, the main one writes while the others wait.
+    """
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    join_team().from_main(write)
 
 
 @overload
@@ -293,6 +300,7 @@ def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[s
         "bf16": section.precision == "bf16",
         "report_to": "none",
         "save_strategy": "no",
+        "ddp_find_unused_parameters": False,
         "logging_steps": 10,
         "dataloader_pin_memory": False,
     }

@@ -260,8 +260,7 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
         del model.peer
     sample = pad_batch(job.train.sides[0][:8], padding)
     merged = fold_adapter(trainer.model, section.adapter, sample, lambda: load_fresh_scorer(job.start, padding))
-    if trainer.accelerator.is_main_process:
-        save_model(merged, job.tokenizer, job.model)
+    save_model(merged, job.tokenizer, job.model)
     return merged, trainer.ledger
 
 
@@ -289,7 +288,6 @@ def _build_trainer(section: RewardParams, job: Job, model: Any, settings: dict[s
             num_train_epochs=section.epochs,
             max_length=None,  # longer pairs are left out, and counted, already: TRL would drop them without a word
             remove_unused_columns=False,
-            ddp_find_unused_parameters=False,  # a second model is not part of the first one's forward pass
         ),
         data_collator=collate,
         train_dataset=Dataset.from_dict(rows),

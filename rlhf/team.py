@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf.errors import UserError
@@ -88,6 +91,14 @@ def join_team() -> Team:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     return Team(state.process_index, state.num_processes)
+
+
+@contextmanager
+def shared_folder(team: Team) -> Iterator[Path]:
+    """A folder of the main process that is gone when the last process has left it."""
+    with tempfile.TemporaryDirectory() as own:
+        yield Path(team.from_main(lambda: own))
+        team.gather(None)
 
 
 def process_count() -> int:

@@ -10,16 +10,18 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from rlhf.curves import Spoken, no_log
+from rlhf.curves import Log, Spoken, no_log
 from rlhf.errors import UserError
 from rlhf.params import Params
 from rlhf.params_file import load_params
+from tasks.launch import FollowerPaths, is_follower, is_to_launch, launch, leave_last_words
 from tasks.paths import Paths, find_root
 from tasks.tracking import Stage, tracked_run
 
@@ -38,10 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for package in ("rlhf", "tasks"):  # others speak up to warn; Great Expectations alone would say 150 lines
-        logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(logging.ERROR if is_follower() else logging.INFO)
+    if is_follower():
+        os.environ["TQDM_DISABLE"] = "1"  # one bar is enough
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # TRL asks transformers
     signal.signal(signal.SIGTERM, _stop)
     try:
+        if is_to_launch(options.stage):
+            return launch(sys.argv[1:] if arguments is None else arguments)
         _run(options)
     except KeyboardInterrupt:
         return 130
@@ -51,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(explain(error), file=sys.stderr)
+        leave_last_words(explain(error))
         return 1
     return 0
 
@@ -79,9 +86,17 @@ def _run(options: argparse.Namespace) -> None:
     if stage.name == "promote":
         importlib.import_module("tasks.promote").run(params, paths, no_log)
         return
+    if is_follower():
+        with tempfile.TemporaryDirectory() as scratch:
+            _run_body(stage, params, FollowerPaths(paths.root, stage.name, Path(scratch)), no_log)
+        return
     with tracked_run(stage, params, paths) as log:
-        body = importlib.import_module(f"tasks.{stage.name}").run
-        body(params, paths, Spoken(log), *([stage.item] if stage.item else []))
+        _run_body(stage, params, paths, Spoken(log))
+
+
+def _run_body(stage: Stage, params: Params, paths: Paths, log: Log) -> None:
+    body = importlib.import_module(f"tasks.{stage.name}").run
+    body(params, paths, log, *([stage.item] if stage.item else []))
 
 
 def _check_name(stage: Stage, params: Params) -> None:

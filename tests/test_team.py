@@ -79,8 +79,7 @@ def train_all(folder: Path, files: PolicyFiles) -> None:
     def train(name: str, case: str, log: Any = no_log, **others: Any) -> None:
         curves = CurveRecorder(log)
         model = train_policy(make_section(case), files, 7, curves, **others)
-        if rank == "0":
-            save_model(model, load_tokenizer(files.sft), folder / name)
+        save_model(model, load_tokenizer(files.sft), folder / name)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(curves.rows))
 
     def stop(_: Any, step: int) -> None:

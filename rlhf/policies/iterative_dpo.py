@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +29,7 @@ from rlhf.policies.rollout import prompt_batches, score_answers
 from rlhf.policies.sampling import read_answers, sample
 from rlhf.rewards.building import build_rewards
 from rlhf.scoring import Reward, check_rows
+from rlhf.team import shared_folder
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
         if not pairs:
             _refuse_or_warn(number)
             break
-        state.policy = learn(params, files, state.policy, pairs, Run(run.seed + number, series))
+        state.policy = learn(params, files, state.policy, pairs, Run(run.seed + number, series, team=run.team))
         state.done = number
         series.close_round()
         if run.look(state.policy, series.steps, None):
@@ -72,10 +72,10 @@ def train_iterative_dpo(params: IterativeDPOParams, files: PolicyFiles, run: Run
 
 def learn(params: IterativeDPOParams, files: PolicyFiles, policy: Any, pairs: list[Row], run: Run) -> Any:
     """The policy after a round of DPO; every weight of it can be trained again, adapters being merged."""
-    with tempfile.TemporaryDirectory() as folder:
-        start, preferences = Path(folder, "policy"), Path(folder, "preferences.jsonl")
+    with shared_folder(run.team) as folder:
+        start, preferences = folder / "policy", folder / "preferences.jsonl"
         save_model(policy, load_tokenizer(files.sft), start)
-        write_rows(preferences, pairs)
+        run.team.from_main(lambda: write_rows(preferences, pairs))
         round_files = replace(files, sft=start, preferences=preferences)
         return train_on_pairs(dpo_section(params), round_files, run, _method(params, files.sft)).requires_grad_(True)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from rlhf.curves import CurveRecorder
@@ -14,6 +14,7 @@ from rlhf.models import lora_config, target_modules_named, trainer_settings
 from rlhf.params import TrainingParams
 from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.resuming import make_resumable
+from rlhf.team import Team, shared_folder
 from rlhf.training import finished_policy, report_curves
 
 
@@ -29,8 +30,10 @@ def train_over_trl(
     Raises UserError where the adapter names modules that the model lacks.
     """
     curves = CurveRecorder(run.log)
-    with tempfile.TemporaryDirectory() as folder:
-        made = arguments(trainer_settings(params, run.seed, Path(folder)))
+    with shared_folder(run.team) as folder:
+        made = arguments(trainer_settings(params, run.seed, folder))
+        if run.team.size > 1:
+            made["train_dataset"] = _in_one_place(made["train_dataset"], run.team, folder / "rows")
         build = target_modules_named(params.adapter)(trainer)
         built = build(
             **made,
@@ -42,3 +45,11 @@ def train_over_trl(
         make_resumable(built, run.checkpoints, curves=curves, **run.parts)
         built.train()
     return finished_policy(built.model, params, files.sft, made["processing_class"])
+
+
+def _in_one_place(rows: Dataset, team: Team, folder: Path) -> Dataset:
+    """The same rows, read from a folder of the main process: TRL leaves beside them what one process has computed for
+    all.
+    """
+    team.from_main(lambda: rows.save_to_disk(folder))
+    return Dataset.load_from_disk(folder)

@@ -161,6 +161,7 @@ def environment_tags() -> dict[str, str]:
         "dvc.stage": "DVC_STAGE",
         "dvc.exp_name": "DVC_EXP_NAME",
         "dvc.exp_baseline_rev": "DVC_EXP_BASELINE_REV",
+        "alignflow.processes": "WORLD_SIZE",
     }
     return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}
 
