@@ -17,12 +17,12 @@ from rlhf.curves import CurveRecorder, no_log
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_tokenizer, save_model
 from rlhf.params import AdapterParams, DynamicSampling
-from rlhf.params.rewards import FunctionReward
 from rlhf.params_file import load_params
 from rlhf.policies import PolicyFiles, Run, train_policy
 from rlhf.policies.ppo import train_ppo
 from rlhf.policies.sampling import SharedLuck
 from rlhf.team import Team, join_team
+from tests.tiny import paid_by_chance
 
 ROOT = Path(__file__).parent.parent
 ADAPTER = AdapterParams(rank=2, alpha=4, dropout=0.0, target_modules="all-linear", quantise=None)
@@ -33,10 +33,6 @@ CASES: dict[str, dict[str, Any]] = {
     # Half of the pairs of answers are paid alike, so that refills are odd in number, down to a single one.
     "groups": {"advantage": "leave_one_out", "group_size": 2, "dynamic_sampling": DynamicSampling(max_refills=2)},
 }
-PARITY = """
-def parity(prompts, completions, **columns):
-    return [float(sum(map(ord, text)) % 2) for text in completions]
-"""
 
 
 class Looks:
@@ -64,11 +60,10 @@ class Looks:
         self.seen, self.weights = state
 
 
-def make_section(case: str) -> Any:
+def make_section(case: str, root: Path) -> Any:
     section = load_params(ROOT / "params.yaml").policies["ppo"]
     sizes = {"steps": 4, "batch_size": 12, "minibatches": 3, "max_new_tokens": 12, "temperature": 0.8}
-    rewards = {"parity": FunctionReward(kind="function", weight=1.0, path="parity.py", name="parity")}
-    paid = {"rewards": rewards} if case == "groups" else {}
+    paid = {"rewards": paid_by_chance(root)} if case == "groups" else {}
     return section.model_copy(update=sizes | {"learning_rate": 1e-3} | paid | CASES.get(case, {}))
 
 
@@ -78,7 +73,7 @@ def train_all(folder: Path, files: PolicyFiles) -> None:
 
     def train(name: str, case: str, log: Any = no_log, **others: Any) -> None:
         curves = CurveRecorder(log)
-        model = train_policy(make_section(case), files, 7, curves, **others)
+        model = train_policy(make_section(case, files.root), files, 7, curves, **others)
         save_model(model, load_tokenizer(files.sft), folder / name)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(curves.rows))
 
@@ -110,7 +105,6 @@ def launch(arguments: list[str]) -> None:
 
 def test_two_processes_give_the_policies_of_one(policy_files: PolicyFiles, tmp_path: Path) -> None:
     """Equal figures at every step on both processes, and equal weights, but for rounding."""
-    (tmp_path / "parity.py").write_text(PARITY)
     files = replace(policy_files, root=tmp_path)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -183,7 +177,7 @@ def test_processes_that_cannot_share_a_minibatch_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "3")
     run = Run(0, no_log, team=Team(0, 3))
     with pytest.raises(UserError, match="batch_size / minibatches is 4, which 3 processes cannot share evenly"):
-        train_ppo(make_section("critic"), policy_files, run)
+        train_ppo(make_section("critic", policy_files.root), policy_files, run)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from rlhf.params import TransportParams
+from rlhf.params.rewards import FunctionReward
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,3 +91,12 @@ def change_params(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def share_of_letters(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
     """A reward that a policy of any size learns in a few steps: the share of small Latin letters."""
     return [sum("a" <= letter <= "z" for letter in text) / max(1, len(text)) for text in completions]
+
+
+def paid_by_chance(folder: Path) -> dict[str, FunctionReward]:
+    """The section `rewards` with a function, written to the folder, that pays half of all answers, however short."""
+    (folder / "parity.py").write_text(
+        "def parity(prompts, completions, **columns):\n"
+        "    return [float(sum(map(ord, text)) % 2) for text in completions]\n"
+    )
+    return {"parity": FunctionReward(kind="function", weight=1.0, path="parity.py", name="parity")}

@@ -38,10 +38,12 @@ from rlhf.params.policies import (
     GroupParams,
     GRPOParams,
     IterativeDPOParams,
+    OnlineParams,
     PolicyParams,
     PPOParams,
     RLOOParams,
     SamplingParams,
+    VLLMParams,
 )
 from rlhf.params.probe import Limits, ProbeParams, ShareLimits
 from rlhf.params.rewards import (
@@ -86,6 +88,7 @@ __all__ = [
     "Limits",
     "NoiseParams",
     "ORPOParams",
+    "OnlineParams",
     "PPOParams",
     "PairParams",
     "Params",
@@ -111,6 +114,7 @@ __all__ = [
     "Tag",
     "TrainingParams",
     "TransportParams",
+    "VLLMParams",
     "ValidateParams",
     "VoteMethod",
     "WatchParams",

@@ -16,7 +16,7 @@ from rlhf.params.fields import (
     Temperature,
 )
 from rlhf.params.pairs import CPOParams, DPOLossParams, DPOParams, KTOParams, ORPOParams
-from rlhf.params.rewards import RewardMix
+from rlhf.params.rewards import RewardMix, Text
 from rlhf.params.training import TrainingParams
 
 
@@ -25,6 +25,34 @@ class SamplingParams(Section):
 
     max_new_tokens: PositiveInt
     temperature: Temperature
+
+
+class VLLMParams(Section):
+    """Answers sampled by vLLM, as TRL has it: `colocate` on the devices of the training, of whose memory it takes the
+    share `gpu_memory_utilization`; `server` by one that runs at `server_base_url`.
+    """
+
+    mode: Literal["colocate", "server"]
+    server_base_url: Text | None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
+    tensor_parallel_size: PositiveInt
+    max_model_length: PositiveInt | None
+    enable_sleep_mode: bool
+
+    @model_validator(mode="after")
+    def _server_has_an_address(self) -> VLLMParams:
+        if (self.mode == "server") != (self.server_base_url is not None):
+            raise ValueError(
+                f"vllm.mode is {self.mode!r} but server_base_url is {self.server_base_url!r}; give a server its "
+                "address, such as http://localhost:8000, and colocate null"
+            )
+        return self
+
+
+class OnlineParams(SamplingParams):
+    """How answers are drawn where every step needs new ones: by transformers, or by vLLM."""
+
+    vllm: VLLMParams | None
 
 
 class DynamicSampling(Section):
@@ -40,7 +68,7 @@ class AdaptiveBeta(Section):
     horizon: PositiveInt
 
 
-class PPOParams(TrainingParams, SamplingParams):
+class PPOParams(TrainingParams, OnlineParams):
     """Proximal policy optimisation and its relatives, one rollout of `batch_size` answers per step.
 
     `advantage` says what an answer is compared with: a critic (`gae`), its group of `group_size` answers (`group`,
@@ -136,7 +164,7 @@ class PPOParams(TrainingParams, SamplingParams):
         return self
 
 
-class GroupParams(TrainingParams, SamplingParams):
+class GroupParams(TrainingParams, OnlineParams):
     """What every algorithm needs that compares the answers of a group; `batch_size` counts answers.
 
     `clip_range_high` null stands for `clip_range`.

@@ -20,6 +20,7 @@ from rlhf.policies import PolicyFiles, Run, Settings
 from rlhf.policies.objectives import equal_groups
 from rlhf.policies.over_trl import train_over_trl
 from rlhf.policies.prompts import read_prompts
+from rlhf.policies.vllm import check_vllm, trl_settings
 from rlhf.rewards.building import build_rewards
 from rlhf.scoring import Reward, check_rows, mixed_reward
 
@@ -34,6 +35,7 @@ class GroupMethod:
 
 def train_on_groups(params: GroupParams, files: PolicyFiles, run: Run, method: GroupMethod) -> PreTrainedModel:
     """The SFT model after `method` has learnt which of its answers to a prompt are rewarded more than the others."""
+    check_vllm(params)
     set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
     rewards = build_rewards(params.rewards, files, params.batch_size)
@@ -86,6 +88,7 @@ def group_settings(params: GroupParams) -> Settings:
         "max_completion_length": params.max_new_tokens,
         "mask_truncated_completions": params.mask_truncated,
         "temperature": params.temperature,
+        **trl_settings(params),
         "model_init_kwargs": weight_settings(params),
     }
 

@@ -23,6 +23,7 @@ from rlhf.policies.refills import further_prompts, refilled
 from rlhf.policies.rollout import Judged, judge, prompt_batches, roll_out, share_out
 from rlhf.policies.sampling import SharedLuck
 from rlhf.policies.updates import Optimiser
+from rlhf.policies.vllm import VLLMEngine, check_vllm
 from rlhf.rewards.building import build_rewards
 from rlhf.scoring import check_rows
 from rlhf.team import check_share
@@ -35,22 +36,25 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
 
     A training that was stopped goes on from its checkpoint, to the same bytes and curves as one that was not.
     Several processes share rollouts and minibatches, and come to what one would but for rounding.
-    Raises UserError where a prompt leaves no room for an answer, a reward fails, or processes cannot share a minibatch.
+    Raises UserError where a prompt leaves no room for an answer, a reward fails, processes cannot share a minibatch,
+    or vLLM is missing.
     """
     check_share("batch_size / minibatches", params.batch_size // params.minibatches)
+    check_vllm(params)
     set_determinism(run.seed)
     tokenizer = load_tokenizer(files.sft)
     rewards = build_rewards(params.rewards, files, params.batch_size)
     models = load_models(params, files)
     prompts = read_prompts(files.prompts, tokenizer, params, models.policy.config, run.ledger)
     check_rows(rewards, prompts)
+    engine = VLLMEngine(params, params.vllm, models.policy, tokenizer) if params.vllm else None
     training = Training(models, Optimiser(params, models, run.team), Adaptive(params.beta))
     curves = CurveRecorder(run.log)
     parts = Parts(training=training, curves=curves, **run.parts)
     run.resume(parts)
 
     def answer(rows: list[Row], luck: SharedLuck | None) -> Judged:
-        rollout = roll_out(params, models, tokenizer, rows, luck)
+        rollout = roll_out(params, models, tokenizer, rows, engine or luck)
         return rollout, *judge(rollout, tokenizer, rewards)
 
     together = partial(share_out, run.team, params, answer=answer)
@@ -59,6 +63,8 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
     run.look(models.policy, training.steps, params.steps)
     remaining = islice(enumerate(batches, 1), training.steps, params.steps)
     for step, rows in tqdm(remaining, desc="ppo", unit="rollout", initial=training.steps, total=params.steps):
+        if engine:
+            engine.take_weights()
         rollout, raw, figures = together(rows)
         if params.dynamic_sampling:
             more = partial(further_prompts, prompts, run.seed, step)

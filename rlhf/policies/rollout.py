@@ -14,7 +14,7 @@ from rlhf.data.formats import Row
 from rlhf.params import PPOParams
 from rlhf.policies.actors import Batch, Models
 from rlhf.policies.objectives import MAX_LOGITS, entropy, exact_kl, kl_estimate, token_log_probs
-from rlhf.policies.sampling import SharedLuck, read_answers, sample
+from rlhf.policies.sampling import SharedLuck, Source, read_answers, sample
 from rlhf.scoring import Reward, mixed_reward
 from rlhf.team import Team
 
@@ -56,13 +56,13 @@ def prompt_batches(rows: Sequence[Row], size: int, group_size: int, seed: int) -
 
 @torch.no_grad()
 def roll_out(
-    params: PPOParams, models: Models, tokenizer: Any, rows: list[Row], luck: SharedLuck | None = None
+    params: PPOParams, models: Models, tokenizer: Any, rows: list[Row], source: Source | None = None
 ) -> Rollout:
     """Sample one answer per row and evaluate its tokens under all models.
 
     So few rows at a time that no more than MAX_LOGITS logits of a model stand in memory.
     """
-    batch, ended = sample(params, models.policy, tokenizer, rows, luck)
+    batch, ended = sample(params, models.policy, tokenizer, rows, source)
     vocabulary = models.policy.get_output_embeddings().weight.shape[0]
     size = max(1, MAX_LOGITS // (batch.responses.shape[1] * vocabulary))
     parts = [_evaluate(params, models, part) for part in batch.split(size)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rlhf.data.formats import Row
@@ -16,21 +17,38 @@ from rlhf.models import own_generation_habits_off
 from rlhf.params import SamplingParams
 from rlhf.policies.actors import Batch
 from rlhf.policies.ranking import shape_answer
+from rlhf.policies.vllm import VLLMEngine
 from rlhf.team import Team
 
 
 def sample(
-    params: SamplingParams, policy: Any, tokenizer: Any, rows: Sequence[Row], luck: SharedLuck | None = None
+    params: SamplingParams, policy: Any, tokenizer: Any, rows: Sequence[Row], source: Source | None = None
 ) -> tuple[Batch, Tensor]:
     """Answers drawn at `temperature`, and which of them ended by themselves: (batch,) booleans.
 
-    With `luck` they are those that one process would have drawn for the whole batch.
+    Transformers draws them, with SharedLuck those that one process would have drawn for the whole batch; or vLLM.
     """
     prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
     length = max(len(ids) for ids in prompts)
     gaps = [length - len(ids) for ids in prompts]
     padded = [[tokenizer.pad_token_id] * gap + ids for gap, ids in zip(gaps, prompts, strict=True)]
+    left = torch.tensor(padded, device=policy.device)
     attention = torch.tensor([[0] * gap + [1] * (length - gap) for gap in gaps], device=policy.device)
+    if isinstance(source, VLLMEngine):
+        answers = [torch.tensor(ids, device=policy.device) for ids in source.answer(prompts)]
+        right = pad_sequence(answers, batch_first=True, padding_value=tokenizer.pad_token_id)
+    else:
+        right = _generate(params, policy, tokenizer, (left, attention), source)[:, length:]
+    ends = right == tokenizer.eos_token_id
+    # A response reaches up to and including its first end token, whatever pads behind it.
+    mask = (ends.cumsum(1) - ends.long()) == 0
+    return Batch(torch.cat([left, right], 1), torch.cat([attention, mask.long()], 1), length), ends.any(1)
+
+
+def _generate(
+    params: SamplingParams, policy: Any, tokenizer: Any, prompts: tuple[Tensor, Tensor], luck: SharedLuck | None
+) -> Tensor:
+    """Prompts and answers by transformers, from padded prompts and their attention."""
     chance = {"do_sample": True, "temperature": params.temperature, "top_k": 0, "top_p": 1.0}
     # All settings at once: a repetition penalty in the model's own generation_config would bend what is sampled.
     settings = GenerationConfig(
@@ -41,17 +59,14 @@ def sample(
     )
     with own_generation_habits_off(policy):
         tokens = policy.generate(
-            input_ids=torch.tensor(padded, device=policy.device),
-            attention_mask=attention,
+            input_ids=prompts[0],
+            attention_mask=prompts[1],
             generation_config=settings,
             logits_processor=LogitsProcessorList([luck] if luck else []),
         )
     if luck:
         luck.draw_what_others_drew()
-    ends = tokens[:, length:] == tokenizer.eos_token_id
-    # A response reaches up to and including its first end token, whatever pads behind it.
-    mask = (ends.cumsum(1) - ends.long()) == 0
-    return Batch(tokens, torch.cat([attention, mask.long()], 1), length), ends.any(1)
+    return tokens
 
 
 @dataclass
@@ -83,6 +98,10 @@ class SharedLuck(LogitsProcessor):
     def _draw(self) -> Tensor:
         self.draws += 1
         return torch.empty(self.total, self.like.shape[1], device=self.like.device).exponential_()
+
+
+Source = SharedLuck | VLLMEngine
+"""Whence answers come, where not from transformers alone."""
 
 
 def read_answers(rows: Sequence[Row], batch: Batch, tokenizer: Any) -> list[Any]:
