@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from rlhf.data.formats import completion_text
+from rlhf.data.shapes.questions import last_box
 from rlhf.params import Place, Tag
 
 FORM = re.compile(r"\s*<think>.*?</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
@@ -26,7 +27,7 @@ def find_answer(completion: Any, place: Place) -> str | None:
         case "answer_tag":
             return _last_block(text, "<answer>", "</answer>")
         case "boxed":
-            return _last_box(text)
+            return last_box(text)
         case "hashes":
             _, found, behind = text.rpartition("####")
             return behind.partition("\n")[0] if found else None
@@ -41,17 +42,3 @@ def _last_block(text: str, opening: str, closing: str) -> str | None:
     end = text.rfind(closing)
     start = text.rfind(opening, 0, end) if end >= 0 else -1
     return text[start + len(opening) : end] if start >= 0 else None
-
-
-def _last_box(text: str) -> str | None:
-    """The content of the last box, whose braces must be balanced."""
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    start += len(r"\boxed{")
-    depth = 1
-    for position in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if not depth:
-            return text[start:position]
-    return None
