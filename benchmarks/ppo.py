@@ -100,7 +100,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=40, help="rollouts of `learning`; of `throughput` 6")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, on both sides")
+    parser.add_argument("--threads", type=int, default=2, help="of torch in each process, on both sides")
+    parser.add_argument("--processes", type=int, default=1, help="that share a training, on both sides")
     options = parser.parse_args()
     if "throughput" in options.parts and options.model is None:
         parser.error("the part throughput needs --model, the folder of a causal model")
@@ -166,13 +167,14 @@ SETTINGS = {"throughput": set_up_throughput, "learning": set_up_learning}
 def run(side: str, folder: Path, setting: Setting, seed: int, options: argparse.Namespace) -> None:
     """One side's training in a process of its own; its output goes to a file beside the results."""
     folder.mkdir(parents=True, exist_ok=True)
-    job = {**COMMON, **setting.changes, "seed": seed}
+    job = {**COMMON, **setting.changes, "seed": seed, "processes": options.processes}
     places = {"model": setting.model, "reward": setting.reward, "prompts": setting.prompts}
     job |= {name: str(place.resolve()) for name, place in places.items()}
     (folder / "job.json").write_text(json.dumps(job, indent=2))
-    script = {
-        "ours": [sys.executable, str(HERE / "ppo_job.py")],
-        "trl": [str(options.peer.absolute()), str(HERE / "trl_ppo.py")],
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.processes}"]
+    python, script = {
+        "ours": (sys.executable, HERE / "ppo_job.py"),
+        "trl": (str(options.peer.absolute()), HERE / "trl_ppo.py"),
     }[side]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": str(options.threads), "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
@@ -180,7 +182,7 @@ def run(side: str, folder: Path, setting: Setting, seed: int, options: argparse.
         environment["PYTHONPATH"] = str(ROOT)
     with (folder / "output.txt").open("w") as output:
         done = subprocess.run(
-            [*script, str((folder / "job.json").resolve())],
+            [python, *(launcher if options.processes > 1 else []), str(script), str((folder / "job.json").resolve())],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -18,6 +18,7 @@ from rlhf.models import trained_weights
 from rlhf.params import PPOParams
 from rlhf.params.rewards import ModelReward
 from rlhf.policies import PolicyFiles, train_policy
+from rlhf.team import join_team
 
 
 class Watch:
@@ -71,6 +72,7 @@ def settings(job: dict[str, Any]) -> PPOParams:
         kl_estimator="k1",
         advantage="gae",
         group_size=1,
+        vllm=None,
         dynamic_sampling=None,
         whiten_advantages=True,
         critic="separate",
@@ -96,7 +98,8 @@ def main() -> None:
     files = PolicyFiles(Path(job["model"]), Path(job["reward"]), Path(job["prompts"]), Path(job["prompts"]), Path())
     watch = Watch(job, folder)
     train_policy(settings(job), files, job["seed"], watch.log, watch=watch)
-    watch.measures.write(folder)
+    if join_team().is_main:
+        watch.measures.write(folder)
 
 
 if __name__ == "__main__":

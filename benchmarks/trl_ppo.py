@@ -57,11 +57,11 @@ def configure(job: dict[str, Any], folder: Path) -> PPOConfig:
     return PPOConfig(
         output_dir=str(folder / "trainer"),
         seed=job["seed"],
-        per_device_train_batch_size=job["batch_size"],
+        per_device_train_batch_size=job["batch_size"] // job["processes"],
         gradient_accumulation_steps=1,
         num_mini_batches=job["minibatches"],
         num_ppo_epochs=job["update_epochs"],
-        local_rollout_forward_batch_size=job["batch_size"],
+        local_rollout_forward_batch_size=job["batch_size"] // job["processes"],
         total_episodes=job["batch_size"] * job["steps"],
         response_length=job["max_new_tokens"],
         stop_token="eos",
@@ -111,7 +111,8 @@ def main() -> None:
         callbacks=[watch],
     )
     trainer.train()
-    watch.measures.write(folder)
+    if trainer.accelerator.is_main_process:
+        watch.measures.write(folder)
 
 
 if __name__ == "__main__":

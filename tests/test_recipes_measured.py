@@ -14,7 +14,8 @@ import torch
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from alignflow import app, train_classifier
+from alignflow import app
+from alignflow_data import train_classifier
 from rlhf.curves import CurveRecorder, no_log
 from rlhf.data.formats import read_rows, with_ids, write_rows
 from rlhf.errors import UserError
