@@ -12,6 +12,7 @@ from rlhf.errors import UserError
 
 Row = dict[str, Any]
 SPLITS = ("train", "test")
+_BOX = r"\boxed{"
 TRUTH = "truth_"
 """Columns with this prefix are known only because the data was made or judged by experts: evaluation may read them."""
 
@@ -87,3 +88,16 @@ def completion_text(completion: Any) -> str:
     if not isinstance(completion, list):
         return completion
     return "\n".join(message["content"] for message in completion)
+
+
+def last_box(solution: Any) -> str | None:
+    r"""What stands in the last `\boxed{…}`, braces inside it included; None where there is none or it never closes."""
+    if not isinstance(solution, str) or _BOX not in solution:
+        return None
+    inside = solution[solution.rindex(_BOX) + len(_BOX) :]
+    depth = 1
+    for place, letter in enumerate(inside):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if not depth:
+            return inside[:place]
+    return None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rlhf.data.formats import completion_text
-from rlhf.data.shapes.questions import last_box
+from rlhf.data.formats import completion_text, last_box
 from rlhf.params import Place, Tag
 
 FORM = re.compile(r"\s*<think>.*?</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf.data.formats import Row
+from rlhf.data.formats import Row, last_box
 from rlhf.data.shapes.forms import (
     Form,
     Message,
@@ -21,7 +21,6 @@ from rlhf.data.shapes.forms import (
 
 CALCULATION = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator, which stand inside the solution."""
-BOX = r"\boxed{"
 
 
 def gsm8k_demonstration(row: Row) -> list[Row]:
@@ -58,19 +57,6 @@ def maths_prompt(row: Row) -> list[Row]:
     return [
         {"prompt": user(row.get("problem")), "answer": last_box(row.get("solution")) if given is None else str(given)}
     ]
-
-
-def last_box(solution: Any) -> str | None:
-    r"""What stands in the last `\boxed{…}`, braces inside it included; None where there is none or it never closes."""
-    if not isinstance(solution, str) or BOX not in solution:
-        return None
-    inside = solution[solution.rindex(BOX) + len(BOX) :]
-    depth = 1
-    for place, letter in enumerate(inside):
-        depth += {"{": 1, "}": -1}.get(letter, 0)
-        if not depth:
-            return inside[:place]
-    return None
 
 
 def word_problem_prompt(row: Row) -> list[Row]:
