@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,21 +38,32 @@ def launch(arguments: list[str]) -> int:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     with tempfile.TemporaryDirectory() as folder:
         words = Path(folder) / "last-words"
-        try:
-            process = subprocess.Popen(command, env={**environment, LAST_WORDS: str(words)})
-        except OSError as error:
-            raise UserError(
-                f"{LAUNCHER} is {os.environ[LAUNCHER]!r}, which cannot be run ({error.strerror}); name a launcher such "
-                "as 'torchrun --standalone --nproc-per-node 2', or unset it"
-            ) from error
-        try:
-            status = process.wait()
-        finally:
-            process.terminate()  # where we are told to stop, so are they
-            process.wait()
+        status = _run(command, {**environment, LAST_WORDS: str(words)})
         if status and words.exists():
             print(words.read_text(encoding="utf-8"), file=sys.stderr)
     return 1 if status else 0
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """The exit status of the launcher. Where we are told to stop, so is it, also when it has hardly begun."""
+    told: list[int] = []
+    handler = signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
+    try:
+        process = subprocess.Popen(command, env=environment)
+    except OSError as error:
+        signal.signal(signal.SIGTERM, handler)
+        raise UserError(
+            f"{LAUNCHER} is {os.environ[LAUNCHER]!r}, which cannot be run ({error.strerror}); name a launcher such as "
+            "'torchrun --standalone --nproc-per-node 2', or unset it"
+        ) from error
+    try:
+        signal.signal(signal.SIGTERM, handler)
+        if told:
+            raise SystemExit(128 + signal.SIGTERM)
+        return process.wait()
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def leave_last_words(sentence: str) -> None:
