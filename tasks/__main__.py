@@ -21,6 +21,7 @@ from rlhf.curves import Log, Spoken, no_log
 from rlhf.errors import UserError
 from rlhf.params import Params
 from rlhf.params_file import load_params
+from rlhf.team import join_team
 from tasks.launch import FollowerPaths, is_follower, is_to_launch, launch, leave_last_words
 from tasks.paths import Paths, find_root
 from tasks.tracking import Stage, tracked_run
@@ -86,6 +87,7 @@ def _run(options: argparse.Namespace) -> None:
     if stage.name == "promote":
         importlib.import_module("tasks.promote").run(params, paths, no_log)
         return
+    join_team()  # refuses a launcher that splits the weights before anything is computed
     if is_follower():
         with tempfile.TemporaryDirectory() as scratch:
             _run_body(stage, params, FollowerPaths(paths.root, stage.name, Path(scratch)), no_log)

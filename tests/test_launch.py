@@ -118,3 +118,15 @@ def test_stages_that_do_not_train_are_not_launched(
     monkeypatch.setenv(LAUNCHER, "no-such-launcher")
     assert main(["validate", "name"]) == 1
     assert "the stage validate takes no name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", [["sft"], ["reward"], ["policy", "ppo"]])
+def test_a_launcher_that_splits_the_weights_is_refused_before_training(
+    root: Path, stage: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"DVC_ROOT": str(root), "RANK": "0", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(stage) == 1
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert "the launcher asks for FSDP, but each process has to hold the whole model" in sentence
+    assert not (root / "mlruns").exists(), "no run was begun"

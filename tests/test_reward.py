@@ -6,8 +6,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from rlhf.reward import train_reward
 from rlhf.reward_losses import OBJECTIVES
 from rlhf.reward_rows import RewardFiles
 from rlhf.scoring import RewardModel
-from tests.tiny import ROOT, make_transport
+from tests.tiny import make_transport, run_in_two_processes
 
 
 def make_rows(count: int, first: int = 0) -> list[Row]:
@@ -204,15 +202,7 @@ def test_two_processes_give_the_model_of_one(tmp_path: Path, start: Path, monkey
         "import sys\nfrom pathlib import Path\nfrom tests.test_reward import fit_in_this_process\n"
         "fit_in_this_process(*map(Path, sys.argv[1:]))\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, str(script), str(tmp_path / "two"), str(start)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(str(script), str(tmp_path / "two"), str(start))
     for objective in ("selective", "co_teaching"):
         one, two = (load_scorer(tmp_path / name / f"{objective}-model").state_dict() for name in ("one", "two"))
         for name in one:

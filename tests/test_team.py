@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from rlhf.policies import PolicyFiles, Run, train_policy
 from rlhf.policies.ppo import train_ppo
 from rlhf.policies.sampling import SharedLuck
 from rlhf.team import Team, join_team
-from tests.tiny import paid_by_chance
+from tests.tiny import paid_by_chance, run_in_two_processes
 
 ROOT = Path(__file__).parent.parent
 ADAPTER = AdapterParams(rank=2, alpha=4, dropout=0.0, target_modules="all-linear", quantise=None)
@@ -91,25 +90,13 @@ def train_all(folder: Path, files: PolicyFiles) -> None:
     train("resumed", "critic", checkpoints=checkpoints)
 
 
-def launch(arguments: list[str]) -> None:
-    """Run this module's trainings under torchrun, two processes."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_two_processes_give_the_policies_of_one(policy_files: PolicyFiles, tmp_path: Path) -> None:
     """Equal figures at every step on both processes, and equal weights, but for rounding."""
     files = replace(policy_files, root=tmp_path)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     train_all(tmp_path / "one", files)
-    launch([str(tmp_path / "two"), *map(str, vars(files).values())])
+    run_in_two_processes(__file__, str(tmp_path / "two"), *map(str, vars(files).values()))
     start = load_causal(files.sft).state_dict()
     for case in (*CASES, "watched", "resumed"):
         one = json.loads((tmp_path / "one" / f"{case}-0.json").read_text())

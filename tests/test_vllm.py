@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rlhf.models import load_causal, load_tokenizer, save_model
 from rlhf.params import AdapterParams, VLLMParams
 from rlhf.params_file import load_params
 from rlhf.policies import PolicyFiles, train_policy
-from tests.tiny import paid_by_chance
+from tests.tiny import paid_by_chance, run_python
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
@@ -127,14 +126,7 @@ def trained(policy_files: PolicyFiles, tmp_path_factory: pytest.TempPathFactory)
     for name, text in packages.items():
         (folder / "packages" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "packages" / name).write_text(text)
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder), *map(str, vars(policy_files).values())],
-        env={**os.environ, "PYTHONPATH": f"{folder / 'packages'}{os.pathsep}{ROOT}", "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_python([__file__, str(folder), *map(str, vars(policy_files).values())], [folder / "packages"])
     return folder
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,3 +103,21 @@ def paid_by_chance(folder: Path) -> dict[str, FunctionReward]:
         "    return [float(sum(map(ord, text)) % 2) for text in completions]\n"
     )
     return {"parity": FunctionReward(kind="function", weight=1.0, path="parity.py", name="parity")}
+
+
+def run_python(arguments: list[str], search: list[Path] | None = None) -> None:
+    """Run the interpreter on arguments, with modules of ours and of the folders in `search`; it has to succeed."""
+    places = os.pathsep.join(map(str, [*(search or []), ROOT]))
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run_in_two_processes(script: str, *arguments: str) -> None:
+    """Run a script under torchrun, which starts it twice."""
+    run_python(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *arguments])
