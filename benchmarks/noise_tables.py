@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_rel
 
+UNTRAINED = ("constant", "length only")
 HEADS = {"mlp": "bradley_terry", "linear": "bradley_terry, tuned decay"}
 """The row that the others of each head are compared with."""
 
 
 def choose(cells: list[dict[str, Any]], kind: str) -> dict[str, list[dict[str, float]]]:
     """Of each row one result per cell: without decay, and with the decay that the noisy validation labels prefer."""
-    rows: dict[str, list[dict[str, float]]] = {
-        name: [c["rows"][name] for c in cells] for name in ("constant", "length only")
-    }
+    rows = {name: [c["rows"][name] for c in cells] for name in UNTRAINED}
     for cell in cells:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for name, row in cell["rows"].items():
@@ -66,6 +65,8 @@ def show(found: dict[str, list[dict[str, Any]]]) -> None:
         print(f"| {name.strip(' ,') or 'no groups'} | " + " | ".join(cells) + " |")
     for kind, reference in HEADS.items():
         rows = {noise: choose(cells, kind) for noise, cells in found.items()}
+        if not all(reference in chosen for chosen in rows.values()):
+            continue
         compared = {noise: compare(chosen, reference) for noise, chosen in rows.items()}
         heads = [
             f"{noise} ({len(cells)} cells, {np.mean([c['rate'] for c in cells]):.0%})" for noise, cells in found.items()

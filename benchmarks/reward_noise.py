@@ -2,10 +2,11 @@ r"""Objectives of the reward model under label noise: a score head on frozen emb
 
 Every run trains on noisy labels of nine debates, chooses its weight decay by those of three, and is tested on the gold
 labels of four others.
-Results go to one file per cell in --folder; what is there is not run again, and several processes may share it.
+Results go to one file per cell in --folder; what is there is not run again. --rows takes a regular expression of the
+trainings' names, "head decay objective": those of the head that memorises are '^mlp 0 '.
 
     python benchmarks/reward_noise.py --pairs …/ukpconvarg1/pairs_5annotators.jsonl.gz --embedder FOLDER_OR_HUB_ID \
-        --folder …/noise [--noise real uniform_40 …] [--seeds 0 1 …]
+        --folder …/noise [--noise real uniform_40 …] [--seeds 0 1 …] [--rows …]
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from tqdm import tqdm
 
-from noise_tables import draw, show
+from noise_tables import UNTRAINED, draw, show
 from rlhf.data.files import read_file
 from rlhf.label_audit import embed_texts
 from rlhf.label_study import JUDGED, Noise
@@ -48,6 +50,9 @@ TRANSPORT = TransportParams(
 )
 DECAYS = {"mlp": (0.0, 30.0), "linear": (10.0, 100.0)}
 """Of AdamW. Without any the MLP memorises every label; below 10 the linear head is no better."""
+UNTOLD, BY_TOPIC = " ", " by topic"
+TOLD_RATES = {"": 0.0, ", rate -.1": -0.1, ", rate +.1": 0.1}
+"""What objectives that judge labels are told instead of the true rate, the difference to it."""
 NOISES = (
     "real",
     "uniform_20",
@@ -156,8 +161,30 @@ def train(data: Arguments, pairs: np.ndarray, objective: str, noise: Noise, opti
         return heads[0](embeddings).numpy()
 
 
-def run_cell(data: Arguments, noise: str, fold: int, seed: int) -> dict[str, Any]:
-    """All rows on one fold with one draw of the noise: trained on nine debates, decays to choose by three others."""
+class Training(NamedTuple):
+    """A row of the tables: which head is trained, and what the objective is told of the labels."""
+
+    kind: str
+    decay: float
+    objective: str
+    told: str
+
+
+def list_rows(wanted: re.Pattern[str]) -> dict[str, Training]:
+    """The trainings whose name is wanted, by name."""
+    rows = {
+        f"{kind} {decay:g} {objective}{told}": Training(kind, decay, objective, told)
+        for kind, decays in DECAYS.items()
+        for objective, told in itertools.product(OBJECTIVES, (UNTOLD, *TOLD_RATES, BY_TOPIC))
+        if (objective in JUDGED) == (told != UNTOLD)
+        for decay in decays
+        if not TOLD_RATES.get(told) or (kind == "mlp" and decay == 0)
+    }
+    return {name: row for name, row in rows.items() if wanted.search(name)}
+
+
+def run_cell(data: Arguments, noise: str, fold: int, seed: int, rows: dict[str, Training]) -> dict[str, Any]:
+    """The rows on one fold with one draw of the noise: trained on nine debates, decays to choose by three others."""
     wrong = draw_wrong(data, noise, np.random.default_rng([seed, fold]))
     debates = np.random.default_rng(0).permutation(data.debate.max() + 1) % FOLDS
     is_test = debates[data.debate] == fold
@@ -165,35 +192,34 @@ def run_cell(data: Arguments, noise: str, fold: int, seed: int) -> dict[str, Any
     is_train = ~is_test & ~is_validation
     sides = np.stack([np.where(wrong, data.worse, data.better), np.where(wrong, data.better, data.worse)], 1)
     pairs, flipped = sides[is_train], wrong[is_train]
-    known = study(data, pairs, data.topic[is_train].tolist(), min(0.49, float(flipped.mean())), seed)
+    rate, topics = float(flipped.mean()), data.topic[is_train].tolist()
+    known = {
+        told: study(data, pairs, topics, min(0.49, rate), told, seed)
+        for told in dict.fromkeys(row.told for row in rows.values())
+    }
     gold = np.stack([data.better, data.worse], 1)[is_test]
     longer = data.lengths[gold[:, 0]] - data.lengths[gold[:, 1]]
-    cell: dict[str, Any] = {
-        "rate": float(flipped.mean()),
-        "detection": {name: grade_detection(noise, flipped) for name, noise in known.items() if noise.trust},
-        "rows": {"constant": measure(np.zeros(len(gold))), "length only": measure(longer)},
-    }
-    for kind, decays in DECAYS.items():
-        for objective, name in itertools.product(OBJECTIVES, known):
-            if (objective in JUDGED) != (known[name].trust is not None) or ("rate" in name and kind != "mlp"):
-                continue
-            for decay in decays if "rate" not in name else [0.0]:
-                scores = train(data, pairs, objective, known[name], (kind, decay, seed))
-                seen = measure(scores[sides[is_validation, 0]] - scores[sides[is_validation, 1]])
-                found = measure(scores[gold[:, 0]] - scores[gold[:, 1]])
-                cell["rows"][f"{kind} {decay:g} {objective}{name}"] = {**found, "validation": seen["auroc"]}
-    return cell
+    results: dict[str, dict[str, float]] = dict(
+        zip(UNTRAINED, (measure(np.zeros(len(gold))), measure(longer)), strict=True)
+    )
+    for name, row in rows.items():
+        scores = train(data, pairs, row.objective, known[row.told], (row.kind, row.decay, seed))
+        seen = measure(scores[sides[is_validation, 0]] - scores[sides[is_validation, 1]])
+        found = measure(scores[gold[:, 0]] - scores[gold[:, 1]])
+        results[name] = {**found, "validation": seen["auroc"]}
+    detection = {told: grade_detection(noise, flipped) for told, noise in known.items() if noise.trust}
+    return {"rate": rate, "detection": detection, "rows": results}
 
 
-def study(data: Arguments, pairs: np.ndarray, topics: list[str], rate: float, seed: int) -> dict[str, Noise]:
-    """What an objective may be told: the true rate, trust in each label, by topic, or with a rate that is wrong."""
+def study(data: Arguments, pairs: np.ndarray, topics: list[str], rate: float, told: str, seed: int) -> Noise:
+    """What an objective is told: the true rate alone, or also trust in each label, by topic or with a wrong rate."""
+    if told == UNTOLD:
+        return Noise(None, rate, None, None)
     differences = data.embeddings[pairs[:, 0]] - data.embeddings[pairs[:, 1]]
-    rates = {"": rate, ", rate -.1": max(0.0, rate - 0.1), ", rate +.1": min(0.49, rate + 0.1)}
-    noises = {
-        name: Noise(None, used, None, trust_labels(differences, pairs, used, seed)) for name, used in rates.items()
-    }
-    grouped = trust_labels(differences, pairs, rate, seed, topics)
-    return {" ": Noise(None, rate, None, None), **noises, " by topic": Noise(None, rate, None, grouped)}
+    if told == BY_TOPIC:
+        return Noise(None, rate, None, trust_labels(differences, pairs, rate, seed, topics))
+    rate = min(0.49, max(0.0, rate + TOLD_RATES[told]))
+    return Noise(None, rate, None, trust_labels(differences, pairs, rate, seed))
 
 
 def grade_detection(noise: Noise, flipped: np.ndarray) -> dict[str, float]:
@@ -235,17 +261,24 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=list(NOISES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--rows", type=re.compile, default=re.compile(""), help="only trainings with a name like this")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
+    rows = list_rows(options.rows)
     data = load(options.pairs, options.embedder, options.folder / "embeddings.npy")
     found: dict[str, list[dict[str, Any]]] = {}
     for noise in options.noise:
         found[noise] = []
         for seed, fold in tqdm([(seed, fold) for seed in options.seeds for fold in range(FOLDS)], desc=noise):
             path = options.folder / f"{noise}-{seed}-{fold}.json"
-            if not path.exists():
-                path.write_text(json.dumps(run_cell(data, noise, fold, seed), indent=1), encoding="utf-8")
-            found[noise].append(json.loads(path.read_text(encoding="utf-8")))
+            cell = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}, "detection": {}}
+            missing = {name: row for name, row in rows.items() if name not in cell["rows"]}
+            if missing:
+                run = run_cell(data, noise, fold, seed, missing)
+                cell = {**run, **{part: cell[part] | run[part] for part in ("rows", "detection")}}
+                path.write_text(json.dumps(cell, indent=1), encoding="utf-8")
+            shown = {name: row for name, row in cell["rows"].items() if name in (*UNTRAINED, *rows)}
+            found[noise].append(cell | {"rows": shown})
     show(found)
     if options.figure:
         draw(found, options.figure)
