@@ -300,6 +300,7 @@ def trainer_settings(section: TrainingParams, seed: int, folder: Path) -> dict[s
         "bf16": section.precision == "bf16",
         "report_to": "none",
         "save_strategy": "no",
+        # Every weight that is trained is part of every loss; looking for others would cost a pass over the graph.
         "ddp_find_unused_parameters": False,
         "logging_steps": 10,
         "dataloader_pin_memory": False,

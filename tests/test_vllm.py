@@ -168,8 +168,8 @@ def test_without_the_package_the_training_is_refused(policy_files: PolicyFiles, 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"mode": "server"}, "mode is 'server' but server_base_url is None"),
-        ({"server_base_url": "http://localhost:8000"}, "mode is 'colocate' but server_base_url is 'http://localhost"),
+        ({"mode": "server"}, "mode is server but server_base_url is null"),
+        ({"server_base_url": "http://localhost:8000"}, "mode is colocate but server_base_url is http://localhost"),
         ({"gpu_memory_utilization": 0.0}, "greater than 0"),
     ],
 )

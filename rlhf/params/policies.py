@@ -43,7 +43,7 @@ class VLLMParams(Section):
     def _server_has_an_address(self) -> VLLMParams:
         if (self.mode == "server") != (self.server_base_url is not None):
             raise ValueError(
-                f"vllm.mode is {self.mode!r} but server_base_url is {self.server_base_url!r}; give a server its "
+                f"vllm.mode is {self.mode} but server_base_url is {self.server_base_url or 'null'}; give a server its "
                 "address, such as http://localhost:8000, and colocate null"
             )
         return self

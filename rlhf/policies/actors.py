@@ -109,6 +109,12 @@ class Models:
             critic |= {name: policy.pop(name) for name in list(policy) if f".{CRITIC}." in name}
         return {"policy": policy, "critic": critic}
 
+    def each(self, prepare: Callable[[Any], None]) -> None:
+        """Let something be done to every model there is."""
+        for model in (self.policy, self.critic, self.reference):
+            if model is not None:
+                prepare(model)
+
     def read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The policy's logits for each response token (batch, response, vocabulary) and the critic's values."""
         if self.critic is None or not self.one_pass:

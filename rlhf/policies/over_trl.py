@@ -13,6 +13,7 @@ from rlhf.curves import CurveRecorder
 from rlhf.models import lora_config, target_modules_named, trainer_settings
 from rlhf.params import TrainingParams
 from rlhf.policies import PolicyFiles, Run, Settings
+from rlhf.policies.prefixes import shared_prefixes
 from rlhf.policies.resuming import make_resumable
 from rlhf.team import Team, shared_folder
 from rlhf.training import finished_policy, report_curves
@@ -30,15 +31,19 @@ def train_over_trl(
     Raises UserError where the adapter names modules that the model lacks.
     """
     curves = CurveRecorder(run.log)
-    with shared_folder(run.team) as folder:
+    with shared_folder(run.team) as folder, shared_prefixes() as share:
         made = arguments(trainer_settings(params, run.seed, folder))
         if run.team.size > 1:
             made["train_dataset"] = _in_one_place(made["train_dataset"], run.team, folder / "rows")
+        for model in (made["model"], made.get("ref_model")):
+            share(model)
         build = target_modules_named(params.adapter)(trainer)
         built = build(
             **made,
             peft_config=lora_config(params.adapter, "CAUSAL_LM"),
         )
+        for model in (built.model, getattr(built, "ref_model", None)):
+            share(model)  # those that the trainer has loaded itself
         report_curves(built, curves)
         for callback in run.callbacks:
             built.add_callback(callback)

@@ -18,6 +18,7 @@ from rlhf.params import PPOParams
 from rlhf.policies import PolicyFiles, Run
 from rlhf.policies.actors import Models, load_models
 from rlhf.policies.advantages import Adaptive, describe, estimate, settle_scores
+from rlhf.policies.prefixes import shared_prefixes
 from rlhf.policies.prompts import read_prompts
 from rlhf.policies.refills import further_prompts, refilled
 from rlhf.policies.rollout import Judged, judge, prompt_batches, roll_out, share_out
@@ -60,27 +61,35 @@ def train_ppo(params: PPOParams, files: PolicyFiles, run: Run) -> PreTrainedMode
     together = partial(share_out, run.team, params, answer=answer)
 
     batches = prompt_batches(prompts, params.batch_size, params.group_size, run.seed)
-    run.look(models.policy, training.steps, params.steps)
     remaining = islice(enumerate(batches, 1), training.steps, params.steps)
-    for step, rows in tqdm(remaining, desc="ppo", unit="rollout", initial=training.steps, total=params.steps):
-        if engine:
-            engine.take_weights()
-        rollout, raw, figures = together(rows)
-        if params.dynamic_sampling:
-            more = partial(further_prompts, prompts, run.seed, step)
-            rollout, raw, figures = refilled(params, (rollout, raw, figures), together, more)
-        scores = settle_scores(params, raw, rollout.ended, training.adaptive)
-        experience = estimate(params, rollout, scores, training.adaptive.beta)
-        figures |= describe(params, rollout, experience)
-        figures |= training.optimiser.update(rollout, experience, training.adaptive.beta)
-        figures |= training.adaptive.follow(params, figures["objective/kl"])
-        training.steps = step
-        curves(figures, step)
-        if run.look(models.policy, step, params.steps):
-            break
-        run.offer(step, parts)
+    with shared_prefixes() as share:
+        if params.group_size > 1:
+            models.each(share)
+        run.look(models.policy, training.steps, params.steps)
+        for step, rows in tqdm(remaining, desc="ppo", unit="rollout", initial=training.steps, total=params.steps):
+            if engine:
+                engine.take_weights()
+            judged = together(rows)
+            if params.dynamic_sampling:
+                judged = refilled(params, judged, together, partial(further_prompts, prompts, run.seed, step))
+            figures = improve(params, training, judged)
+            training.steps = step
+            curves(figures, step)
+            if run.look(models.policy, step, params.steps):
+                break
+            run.offer(step, parts)
     run.roll_back(models.policy, training.steps)
     return finished_policy(models.policy, params, files.sft, tokenizer)
+
+
+def improve(params: PPOParams, training: Training, judged: Judged) -> dict[str, float]:
+    """Learn from the answers of a rollout; returns its figures."""
+    rollout, raw, figures = judged
+    scores = settle_scores(params, raw, rollout.ended, training.adaptive)
+    experience = estimate(params, rollout, scores, training.adaptive.beta)
+    figures = figures | describe(params, rollout, experience)
+    figures |= training.optimiser.update(rollout, experience, training.adaptive.beta)
+    return figures | training.adaptive.follow(params, figures["objective/kl"])
 
 
 @dataclass
