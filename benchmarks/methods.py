@@ -4,7 +4,7 @@ python benchmarks/methods.py --folder /tmp/methods --seeds 1 2 3 4 5 --parallel 
 
 A seed has a world, an SFT model and a reward model of its own, which all its methods share; differences are paired by
 seed. Each training is a process of its own. What the folder holds already is not run again. About an hour of a core per
-seed.
+seed. --results keeps the figures of every seed in a file; the table is over all that it holds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import t, ttest_1samp
+from scipy.stats import ttest_1samp
 from tqdm import tqdm
 
+from over_seeds import half_width, holm
 from ppo_measures import peak_mib
 from rlhf.curves import no_log, write_json
 from rlhf.params import Params
@@ -40,8 +41,8 @@ FIGURES = ("gold_reward", "win_rate", "proxy_reward", "kl_to_sft", "frontier_are
 COSTS = ("processor_seconds", "peak_mib")
 COLUMNS = ("method", *FIGURES, *COSTS, "gold − SFT's", "gold − PPO's")
 
-Results = dict[str, dict[str, list[float]]]
-"""By method and figure, one value per seed."""
+Results = dict[str, dict[str, dict[str, float]]]
+"""By seed, method and figure; nothing where it was not measured."""
 
 
 def main() -> None:
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--methods", nargs="+", help="only these, beside ppo")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--results", type=Path, help="JSON file of the figures of further seeds, to be added to")
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--train", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -59,6 +61,10 @@ def main() -> None:
         return
     run_missing(options.folder, options.seeds, options.methods, options.parallel)
     results = read_results(options.folder, options.seeds)
+    if options.results:
+        known: Results = json.loads(options.results.read_text()) if options.results.exists() else {}
+        results = dict(sorted((known | results).items()))
+        write_json(options.results, results)
     print("\n".join(table(results)))
     if options.figure:
         draw(options.figure, results)
@@ -132,43 +138,52 @@ def read_results(folder: Path, seeds: Sequence[int]) -> Results:
     results: Results = {}
     for seed in seeds:
         paths = world(folder, seed)
+        rows = results.setdefault(str(seed), {})
         for method, figures in json.loads(paths.metrics("evaluate").read_text()).items():
             file = cost_file(paths, method)
-            costs: dict[str, float] = json.loads(file.read_text()) if file.exists() else dict.fromkeys(COSTS, np.nan)
-            row = results.setdefault(method, {name: [] for name in (*FIGURES, *COSTS)})
-            for name in row:
-                row[name].append(float((costs if name in COSTS else figures)[name]))
+            costs: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+            rows[method] = {name: (figures | costs)[name] for name in (*FIGURES, *COSTS) if name in figures | costs}
     return results
 
 
+def column(results: Results, method: str, name: str) -> list[float]:
+    """A method's figure by each seed that has it."""
+    rows = (methods.get(method, {}) for methods in results.values())
+    return [row[name] for row in rows if name in row]
+
+
+def by_gold(results: Results) -> list[str]:
+    """The methods, the highest mean gold reward first."""
+    methods = dict.fromkeys(method for rows in results.values() for method in rows)
+    return sorted(methods, key=lambda method: -float(np.mean(column(results, method, "gold_reward"))))
+
+
 def table(results: Results) -> list[str]:
-    """A row per method, the highest gold reward first: means with half the width of their 95 % interval over seeds."""
+    """A row per method: means with half the width of their 95 % interval over seeds."""
     tests = {rival: differences(results, rival) for rival in (SFT, YARD)}
-    ordered = sorted(results, key=lambda method: -float(np.mean(results[method]["gold_reward"])))
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for method in ordered:
-        cells = [describe(name, results[method][name]) for name in (*FIGURES, *COSTS)]
+    for method in by_gold(results):
+        cells = [describe(name, column(results, method, name)) for name in (*FIGURES, *COSTS)]
         lines.append(f"| {' | '.join([method, *cells, *(tests[rival].get(method, '–') for rival in tests)])} |")
     return lines
 
 
 def describe(name: str, values: Sequence[float]) -> str:
-    if np.isnan(values).any():
+    if not values:
         return "–"
     digits = {"processor_seconds": 0, "peak_mib": 0, "mean_tokens": 1, "kl_to_sft": 2, "proxy_reward": 2}.get(name, 3)
     return f"{np.mean(values):.{digits}f} ± {half_width(values):.{digits}f}"
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Of the 95 % interval of the mean by Student's t; not a number for a single value."""
-    count = len(values)
-    return float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
-
-
 def differences(results: Results, rival: str) -> dict[str, str]:
     """The paired difference in gold reward to a rival, with Holm's p over all methods by paired t tests."""
-    theirs = np.array(results[rival]["gold_reward"])
-    gaps = {name: np.array(row["gold_reward"]) - theirs for name, row in results.items() if name not in (rival, SFT)}
+    gaps = {
+        method: np.array(
+            [rows[method]["gold_reward"] - rows[rival]["gold_reward"] for rows in results.values() if method in rows]
+        )
+        for method in by_gold(results)
+        if method not in (rival, SFT)
+    }
     corrected = holm({name: p_value(gap) for name, gap in gaps.items()})
     return {name: f"{np.mean(gap):+.3f} (p {corrected[name]:.3f})" for name, gap in gaps.items()}
 
@@ -179,23 +194,15 @@ def p_value(gap: np.ndarray) -> float:
     return float(test.pvalue) if len(gap) > 1 else 1.0
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Corrected p values: the smallest times the number of tests, the next times one less, never falling."""
-    corrected, worst = {}, 0.0
-    for place, (name, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        worst = max(worst, min(1.0, (len(p_values) - place) * p_value))
-        corrected[name] = worst
-    return corrected
-
-
 def draw(path: Path, results: Results) -> None:
     """Each method's mean gold reward against its mean KL, with 95 % intervals over seeds."""
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for number, (method, row) in enumerate(results.items()):
-        x, y = np.mean(row["kl_to_sft"]), np.mean(row["gold_reward"])
-        axis.errorbar(x, y, yerr=half_width(row["gold_reward"]), fmt="o", color=f"C{number % 10}", elinewidth=0.7)
+    for number, method in enumerate(by_gold(results)):
+        kl, gold = (column(results, method, name) for name in ("kl_to_sft", "gold_reward"))
+        x, y = np.mean(kl), np.mean(gold)
+        axis.errorbar(x, y, yerr=half_width(gold), fmt="o", color=f"C{number % 10}", elinewidth=0.7)
         axis.annotate(method, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
     axis.set(xlabel="KL to the SFT model (nats per answer)", ylabel="gold reward")
     axis.grid(alpha=0.25)

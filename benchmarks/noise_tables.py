@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_rel
 
+from over_seeds import holm
+
 UNTRAINED = ("constant", "length only")
 HEADS = {"mlp": "bradley_terry", "linear": "bradley_terry, tuned decay"}
 """The row that the others of each head are compared with."""
@@ -31,20 +33,11 @@ def choose(cells: list[dict[str, Any]], kind: str) -> dict[str, list[dict[str, f
     return rows
 
 
-def adjust(tests: dict[str, float]) -> dict[str, float]:
-    """Holm's correction of p-values."""
-    adjusted, worst = {}, 0.0
-    for rank, name in enumerate(sorted(tests, key=lambda one: tests[one])):
-        worst = max(worst, min(1.0, tests[name] * (len(tests) - rank)))
-        adjusted[name] = worst
-    return adjusted
-
-
 def compare(rows: dict[str, list[dict[str, float]]], reference: str) -> dict[str, str]:
     """Accuracy in percent, its paired difference to the reference with standard error; * is p < .05 (Holm)."""
     accuracy = {name: np.array([100 * result["accuracy"] for result in results]) for name, results in rows.items()}
     others = {name: values for name, values in accuracy.items() if name != reference}
-    significance = adjust({name: ttest_rel(values, accuracy[reference]).pvalue for name, values in others.items()})
+    significance = holm({name: ttest_rel(values, accuracy[reference]).pvalue for name, values in others.items()})
     shown = {reference: f"**{accuracy[reference].mean():.1f}**"}
     for name, values in others.items():
         difference = values - accuracy[reference]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
+
+from over_seeds import half_width
 
 PARTS = ("throughput", "learning")
 SIDES = ("ours", "trl")
@@ -65,7 +66,7 @@ def interval(values: list[float]) -> str:
     mean = float(np.mean(values))
     if len(values) < 2:
         return f"{mean:.3f}"
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    half = half_width(values)
     return f"{mean:.3f} ± {half:.3f}"
 
 
