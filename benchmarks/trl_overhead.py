@@ -1,4 +1,4 @@
-"""What alignflow costs over TRL, and what TRL's own defaults cost: whole trainings, the sides in turn.
+"""Trainings by TRL's trainers through alignflow, against TRL alone: whole trainings, the sides in turn.
 
 python benchmarks/trl_overhead.py --workspace . --pairs 3
 
@@ -43,9 +43,9 @@ def main() -> None:
     seconds: dict[tuple[str, str], list[float]] = {}
     for method, side in tqdm(jobs):
         seconds.setdefault((method, side), []).append(run_process(options.workspace, method, side))
-    print("| method | steps | side | processor seconds | ratio to bare TRL |\n|---|---|---|---|---|")
+    print("| method | steps | side | processor seconds | times as fast as bare TRL (range) |\n|---|---|---|---|---|")
     for (method, side), ours in seconds.items():
-        ratios = np.array(ours) / np.array(seconds[method, "bare"])
+        ratios = np.array(seconds[method, "bare"]) / np.array(ours)
         spread = f"{ratios.mean():.2f} ({ratios.min():.2f}–{ratios.max():.2f})"
         print(f"| {method} | {STEPS[method]} | {side} | {np.mean(ours):.1f} | {spread} |")
 
