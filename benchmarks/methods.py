@@ -37,7 +37,7 @@ from worlds import prepare_world, read_values
 ROOT = Path(__file__).resolve().parents[1]
 SFT, YARD = "sft", "ppo"
 """What all methods are compared with: where they start, and the method that most people know."""
-FIGURES = ("gold_reward", "win_rate", "proxy_reward", "kl_to_sft", "frontier_area", "mean_tokens")
+FIGURES = ("gold_reward", "gold_reward_greedy", "win_rate", "proxy_reward", "kl_to_sft", "frontier_area", "mean_tokens")
 COSTS = ("processor_seconds", "peak_mib")
 COLUMNS = ("method", *FIGURES, *COSTS, "gold − SFT's", "gold − PPO's")
 
@@ -189,9 +189,11 @@ def differences(results: Results, rival: str) -> dict[str, str]:
 
 
 def p_value(gap: np.ndarray) -> float:
-    """Of a paired t test, two-sided; 1 for a single pair."""
+    """Of a paired t test, two-sided; 1 for a single pair, and where there is no difference at all."""
+    if len(gap) < 2 or not gap.any():
+        return 1.0
     test: Any = ttest_1samp(gap, 0.0)
-    return float(test.pvalue) if len(gap) > 1 else 1.0
+    return float(test.pvalue)
 
 
 def draw(path: Path, results: Results) -> None:
