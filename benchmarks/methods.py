@@ -37,6 +37,10 @@ from worlds import prepare_world, read_values
 ROOT = Path(__file__).resolve().parents[1]
 SFT, YARD = "sft", "ppo"
 """What all methods are compared with: where they start, and the method that most people know."""
+OWN_ANSWERS = {
+    *("ppo", "ppo-shared", "ppo-lora", "reinforce", "ppo-leave-one-out", "gpo", "likelihood", "rloo", "iterative-dpo"),
+    *("grpo", "dr-grpo", "dapo", "bnpo", "cispo", "gspo"),
+}
 FIGURES = ("gold_reward", "gold_reward_greedy", "win_rate", "proxy_reward", "kl_to_sft", "frontier_area", "mean_tokens")
 COSTS = ("processor_seconds", "peak_mib")
 COLUMNS = ("method", *FIGURES, *COSTS, "gold − SFT's", "gold − PPO's")
@@ -175,42 +179,50 @@ def describe(name: str, values: Sequence[float]) -> str:
     return f"{np.mean(values):.{digits}f} ± {half_width(values):.{digits}f}"
 
 
+def gold_gaps(results: Results, method: str, rival: str) -> list[float]:
+    """By how much the gold reward lies above a rival's, by each seed that has both."""
+    rows = [rows for rows in results.values() if method in rows]
+    return [row[method]["gold_reward"] - row[rival]["gold_reward"] for row in rows]
+
+
 def differences(results: Results, rival: str) -> dict[str, str]:
     """The paired difference in gold reward to a rival, with Holm's p over all methods by paired t tests."""
-    gaps = {
-        method: np.array(
-            [rows[method]["gold_reward"] - rows[rival]["gold_reward"] for rows in results.values() if method in rows]
-        )
-        for method in by_gold(results)
-        if method not in (rival, SFT)
-    }
+    gaps = {method: gold_gaps(results, method, rival) for method in by_gold(results) if method not in (rival, SFT)}
     corrected = holm({name: p_value(gap) for name, gap in gaps.items()})
     return {name: f"{np.mean(gap):+.3f} (p {corrected[name]:.3f})" for name, gap in gaps.items()}
 
 
-def p_value(gap: np.ndarray) -> float:
+def p_value(gap: Sequence[float]) -> float:
     """Of a paired t test, two-sided; 1 for a single pair, and where there is no difference at all."""
-    if len(gap) < 2 or not gap.any():
+    if len(gap) < 2 or not any(gap):
         return 1.0
     test: Any = ttest_1samp(gap, 0.0)
     return float(test.pvalue)
 
 
 def draw(path: Path, results: Results) -> None:
-    """Each method's mean gold reward against its mean KL, with 95 % intervals over seeds."""
-    figure = Figure(figsize=(8, 5.4), layout="constrained")
+    """Each method's gain in gold reward over its SFT model, and its KL: means with 95 % intervals over seeds."""
+    methods = [method for method in by_gold(results) if method != SFT][::-1]
+    gains = {method: gold_gaps(results, method, SFT) for method in methods}
+    distances = {method: column(results, method, "kl_to_sft") for method in methods}
+    figure = Figure(figsize=(9, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    for number, method in enumerate(by_gold(results)):
-        kl, gold = (column(results, method, name) for name in ("kl_to_sft", "gold_reward"))
-        x, y = np.mean(kl), np.mean(gold)
-        axis.errorbar(x, y, yerr=half_width(gold), fmt="o", color=f"C{number % 10}", elinewidth=0.7)
-        axis.annotate(method, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
-    axis.set(xlabel="KL to the SFT model (nats per answer)", ylabel="gold reward")
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    for panel, values in zip(panels, (gains, distances), strict=True):
+        for place, (method, found) in enumerate(values.items()):
+            colour = "C0" if method in OWN_ANSWERS else "C1"
+            panel.errorbar(np.mean(found), place, xerr=half_width(found), fmt="o", color=colour, elinewidth=1)
+        panel.grid(axis="x", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].axvline(0, color="black", linewidth=0.8)
+    panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].set_xlabel("right answers beyond the SFT model's")
+    panels[1].set(xlabel="KL, nats per answer", xlim=(-0.1, 4))
+    for colour, label in (("C0", "learns from its own answers"), ("C1", "learns from pairs")):
+        panels[0].plot([], [], "o", color=colour, label=label)
+    panels[0].legend(frameon=False, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 if __name__ == "__main__":
