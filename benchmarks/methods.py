@@ -30,6 +30,7 @@ from over_seeds import half_width, holm
 from ppo_measures import peak_mib
 from rlhf.curves import no_log, write_json
 from rlhf.params import Params
+from rlhf.params.policies import SamplingParams
 from tasks import evaluate, policy
 from tasks.paths import Paths
 from worlds import prepare_world, read_values
@@ -37,10 +38,6 @@ from worlds import prepare_world, read_values
 ROOT = Path(__file__).resolve().parents[1]
 SFT, YARD = "sft", "ppo"
 """What all methods are compared with: where they start, and the method that most people know."""
-OWN_ANSWERS = {
-    *("ppo", "ppo-shared", "ppo-lora", "reinforce", "ppo-leave-one-out", "gpo", "likelihood", "rloo", "iterative-dpo"),
-    *("grpo", "dr-grpo", "dapo", "bnpo", "cispo", "gspo"),
-}
 FIGURES = ("gold_reward", "gold_reward_greedy", "win_rate", "proxy_reward", "kl_to_sft", "frontier_area", "mean_tokens")
 COSTS = ("processor_seconds", "peak_mib")
 COLUMNS = ("method", *FIGURES, *COSTS, "gold − SFT's", "gold − PPO's")
@@ -205,12 +202,13 @@ def draw(path: Path, results: Results) -> None:
     methods = [method for method in by_gold(results) if method != SFT][::-1]
     gains = {method: gold_gaps(results, method, SFT) for method in methods}
     distances = {method: column(results, method, "kl_to_sft") for method in methods}
+    sampled = {name for name, section in make_params(1, None).policies.items() if isinstance(section, SamplingParams)}
     figure = Figure(figsize=(9, 7), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     for panel, values in zip(panels, (gains, distances), strict=True):
         for place, (method, found) in enumerate(values.items()):
-            colour = "C0" if method in OWN_ANSWERS else "C1"
+            colour = "C0" if method in sampled else "C1"
             panel.errorbar(np.mean(found), place, xerr=half_width(found), fmt="o", color=colour, elinewidth=1)
         panel.grid(axis="x", alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)

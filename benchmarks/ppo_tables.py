@@ -66,8 +66,7 @@ def interval(values: list[float]) -> str:
     mean = float(np.mean(values))
     if len(values) < 2:
         return f"{mean:.3f}"
-    half = half_width(values)
-    return f"{mean:.3f} ± {half:.3f}"
+    return f"{mean:.3f} ± {half_width(values):.3f}"
 
 
 def time_to(run: dict[str, Any], target: float) -> float | None:
