@@ -1,4 +1,7 @@
-r"""Objectives of the reward model under label noise: a score head on frozen embeddings of crowd-judged arguments.
+r"""Objectives of the reward model under label noise: a score head on frozen embeddings of texts.
+
+The texts are crowd-judged arguments (UKPConvArg1), or sentences of films' reviews (--pairs …/stsa.binary.train), of
+which the positive one of two is the better.
 
 Every run trains on noisy labels of nine debates, chooses its weight decay by those of three, and is tested on the gold
 labels of four others.
@@ -15,7 +18,6 @@ import argparse
 import itertools
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +28,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from tqdm import tqdm
 
+from noise_data import NOISES, Pairs, draw_wrong, load_arguments, load_sentences
 from noise_tables import UNTRAINED, draw, show
-from rlhf.data.files import read_file
-from rlhf.label_audit import embed_texts
 from rlhf.label_study import JUDGED, Noise
 from rlhf.pairwise import measure_margins
 from rlhf.params import TransportParams
@@ -53,71 +54,6 @@ DECAYS = {"mlp": (0.0, 30.0), "linear": (10.0, 100.0)}
 UNTOLD, BY_TOPIC = " ", " by topic"
 TOLD_RATES = {"": 0.0, ", rate -.1": -0.1, ", rate +.1": 0.1}
 """What objectives that judge labels are told instead of the true rate, the difference to it."""
-NOISES = (
-    "real",
-    "uniform_20",
-    "uniform_40",
-    "classes_10_20",
-    "classes_20_10",
-    "classes_20_20",
-    "length",
-    "topics",
-    "mixed",
-)
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Embedded arguments (arguments, dimensions), and of each pair the better and the worse one by gold."""
-
-    embeddings: np.ndarray
-    lengths: np.ndarray
-    better: np.ndarray
-    worse: np.ndarray
-    debate: np.ndarray
-    topic: np.ndarray
-    votes: list[list[bool]]
-
-
-def load(path: Path, embedder: str, cache: Path) -> Arguments:
-    """The pairs with a gold winner; log length joins the embedding, everything at mean 0 and deviation 1."""
-    texts = {row["id"]: row["text"] for row in read_file(path.with_name("arguments.jsonl.gz"), "arguments").rows}
-    place = {name: index for index, name in enumerate(texts)}
-    if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        np.save(cache, embed_texts(list(texts.values()), embedder)[:, :-1])
-    lengths = np.log([len(text) for text in texts.values()])
-    embeddings = np.hstack([np.load(cache), lengths[:, None]])
-    rows = [row for row in read_file(path, "pairs").rows if row["gold"] in ("a1", "a2")]
-    sides = [("arg1", "arg2") if row["gold"] == "a1" else ("arg2", "arg1") for row in rows]
-    return Arguments(
-        ((embeddings - embeddings.mean(0)) / embeddings.std(0)).astype(np.float32),
-        lengths,
-        np.array([place[row[one]] for row, (one, _) in zip(rows, sides, strict=True)]),
-        np.array([place[row[other]] for row, (_, other) in zip(rows, sides, strict=True)]),
-        np.unique([row["title"] for row in rows], return_inverse=True)[1],
-        np.array([row["topic"] for row in rows]),
-        [[vote["value"] == row["gold"] for vote in row["annotations"] if vote["value"] != "equal"] for row in rows],
-    )
-
-
-def draw_wrong(data: Arguments, noise: str, generator: np.random.Generator) -> np.ndarray:
-    """(pairs,) which labels go against gold."""
-    count = len(data.better)
-    kind, *rates = noise.split("_")
-    shares = [int(rate) / 100 for rate in rates]
-    if kind == "real":
-        return np.array([not votes[generator.integers(len(votes))] for votes in data.votes])
-    if kind == "uniform":
-        return generator.random(count) < shares[0]
-    if kind == "classes":
-        return generator.random(count) < np.where(data.better < data.worse, *shares)
-    if kind == "length":
-        longer = data.lengths[data.better] - data.lengths[data.worse]
-        return generator.random(count) < 0.9 / (1 + np.exp(3 * longer))
-    names = generator.permutation(np.unique(data.topic))
-    is_bad = np.isin(data.topic, names[: round(len(names) * (0.16 if kind == "topics" else 0.25))])
-    return is_bad if kind == "topics" else generator.random(count) < np.where(is_bad, 0.7, 0.1)
 
 
 class Head(nn.Module):
@@ -135,7 +71,7 @@ class Head(nn.Module):
         return self.layers(embeddings).squeeze(-1)
 
 
-def train(data: Arguments, pairs: np.ndarray, objective: str, noise: Noise, options: tuple[str, float, int]) -> Any:
+def train(data: Pairs, pairs: np.ndarray, objective: str, noise: Noise, options: tuple[str, float, int]) -> Any:
     """Scores (arguments,) of a head trained on (pairs, 2) of chosen and rejected arguments."""
     kind, weight_decay, seed = options
     torch.manual_seed(seed)
@@ -183,7 +119,7 @@ def list_rows(wanted: re.Pattern[str]) -> dict[str, Training]:
     return {name: row for name, row in rows.items() if wanted.search(name)}
 
 
-def run_cell(data: Arguments, noise: str, fold: int, seed: int, rows: dict[str, Training]) -> dict[str, Any]:
+def run_cell(data: Pairs, noise: str, fold: int, seed: int, rows: dict[str, Training]) -> dict[str, Any]:
     """The rows on one fold with one draw of the noise: trained on nine debates, decays to choose by three others."""
     wrong = draw_wrong(data, noise, np.random.default_rng([seed, fold]))
     debates = np.random.default_rng(0).permutation(data.debate.max() + 1) % FOLDS
@@ -211,15 +147,15 @@ def run_cell(data: Arguments, noise: str, fold: int, seed: int, rows: dict[str, 
     return {"rate": rate, "detection": detection, "rows": results}
 
 
-def study(data: Arguments, pairs: np.ndarray, topics: list[str], rate: float, told: str, seed: int) -> Noise:
+def study(data: Pairs, pairs: np.ndarray, topics: list[str], rate: float, told: str, seed: int) -> Noise:
     """What an objective is told: the true rate alone, or also trust in each label, by topic or with a wrong rate."""
     if told == UNTOLD:
         return Noise(None, rate, None, None)
-    differences = data.embeddings[pairs[:, 0]] - data.embeddings[pairs[:, 1]]
+    differences, surface = (values[pairs[:, 0]] - values[pairs[:, 1]] for values in (data.embeddings, data.surface))
     if told == BY_TOPIC:
-        return Noise(None, rate, None, trust_labels(differences, pairs, rate, seed, topics))
+        return Noise(None, rate, None, trust_labels(differences, pairs, rate, seed, topics, surface))
     rate = min(0.49, max(0.0, rate + TOLD_RATES[told]))
-    return Noise(None, rate, None, trust_labels(differences, pairs, rate, seed))
+    return Noise(None, rate, None, trust_labels(differences, pairs, rate, seed, None, surface))
 
 
 def grade_detection(noise: Noise, flipped: np.ndarray) -> dict[str, float]:
@@ -265,6 +201,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     rows = list_rows(options.rows)
+    load = load_arguments if "jsonl" in options.pairs.name else load_sentences
     data = load(options.pairs, options.embedder, options.folder / "embeddings.npy")
     found: dict[str, list[dict[str, Any]]] = {}
     for noise in options.noise:

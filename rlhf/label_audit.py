@@ -17,6 +17,7 @@ from rlhf.examples import sample_rows
 from rlhf.models import on_device
 from rlhf.neighbours import find_contradictions
 from rlhf.noise import estimate_from_trust, estimate_noise_rate, orient_pairs
+from rlhf.surface import read_surface
 from rlhf.trust import trust_labels
 
 if TYPE_CHECKING:
@@ -51,23 +52,24 @@ def audit_labels(
     if not usable:
         raise UserError(f"none of the {len(rows)} rows has two different texts as answers; check its columns")
     groups = None if group is None else [_group_of(row, group) for row in usable]
-    texts = [_text(row, side) for row in usable for side in ("chosen", "rejected")]
-    numbers: dict[str, int] = {}
-    answers = np.array([numbers.setdefault(text, len(numbers)) for text in texts]).reshape(-1, 2)
-    embeddings = embed_texts(list(numbers), embedder)
-    differences = embeddings[answers[:, 0]] - embeddings[answers[:, 1]]
+    texts = {side: [completion_text(row[side]) for row in usable] for side in ("prompt", "chosen", "rejected")}
+    pairs = zip(texts["prompt"], texts["chosen"], texts["rejected"], strict=True)
+    numbers: dict[tuple[str, str], int] = {}
+    answers = np.array([[numbers.setdefault((prompt, one), len(numbers)) for one in sides] for prompt, *sides in pairs])
+    embeddings = embed_texts(["\n".join(texts) for texts in numbers], embedder)
+    marks = read_surface([answer for _, answer in numbers], seed)
+    differences, surface = (values[answers[:, 0]] - values[answers[:, 1]] for values in (embeddings, marks))
     prompts = [json.dumps(row["prompt"]) for row in usable]
-    rate = _guess_rate(differences, prompts, seed) if noise_rate is None else noise_rate
-    trust, estimate = trust_labels(differences, answers, rate, seed, groups), None
+    rate = _guess_rate(np.hstack([differences, surface]), prompts, seed) if noise_rate is None else noise_rate
+    trust, estimate = trust_labels(differences, answers, rate, seed, groups, surface), None
     if noise_rate is None:
         # All labels together know more of the noise than the sample that the judgement began with.
         estimate = estimate_from_trust(trust.again, prompts, seed)
         rate = estimate.rate
-        trust = trust_labels(differences, answers, rate, seed, groups)
-    shown = {name: [completion_text(row[name]) for row in usable] for name in ("prompt", "chosen", "rejected")}
+        trust = trust_labels(differences, answers, rate, seed, groups, surface)
     contradictions = find_contradictions(differences, seed)
     ids, left_out = [row["id"] for row in usable], len(rows) - len(usable)
-    return AuditedRows(usable, LabelAudit(ids, shown, {}, groups, trust, contradictions, rate, estimate, left_out))
+    return AuditedRows(usable, LabelAudit(ids, texts, {}, groups, trust, contradictions, rate, estimate, left_out))
 
 
 def _guess_rate(differences: np.ndarray, prompts: list[str], seed: int) -> float:
@@ -77,7 +79,7 @@ def _guess_rate(differences: np.ndarray, prompts: list[str], seed: int) -> float
 
 
 def embed_texts(texts: Sequence[str], embedder: str) -> np.ndarray:
-    """(texts, dimensions + 1): the mean of the last hidden states, and the logarithm of the length.
+    """(texts, dimensions): the mean of the last hidden states.
 
     A text too long for the model loses its beginning, as the answer stands at the end. Raises UserError where there is
     no such model.
@@ -90,7 +92,7 @@ def embed_texts(texts: Sequence[str], embedder: str) -> np.ndarray:
     on_device(model)
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512), 512)
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    means = np.empty((len(texts), model.config.hidden_size + 1))
+    means = np.empty((len(texts), model.config.hidden_size))
     for start in tqdm(range(0, len(order), BATCH), desc="embedding", unit="batch"):
         places = order[start : start + BATCH]
         batch = [texts[place] for place in places]
@@ -100,8 +102,7 @@ def embed_texts(texts: Sequence[str], embedder: str) -> np.ndarray:
         with torch.inference_mode():
             states = model(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][..., None]
-        means[places, :-1] = ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()
-        means[places, -1] = [np.log(1 + len(text)) for text in batch]
+        means[places] = ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()
     return means
 
 
@@ -149,10 +150,6 @@ def _has_words(value: Any) -> bool:
             isinstance(message, dict) and isinstance(message.get("content"), str) for message in value
         )
     return isinstance(value, str)
-
-
-def _text(row: Row, side: str) -> str:
-    return f"{completion_text(row['prompt'])}\n{completion_text(row[side])}"
 
 
 def _group_of(row: Row, group: str) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf.data.formats import completion_text, training_rows
+from rlhf.embeddings import ANSWERS
 from rlhf.errors import UserError
 from rlhf.examples import Examples, sample_rows
 from rlhf.neighbours import Contradictions, find_contradictions
@@ -15,6 +17,7 @@ from rlhf.pairwise import Verdict
 from rlhf.params import RewardParams
 from rlhf.ratings import with_constant
 from rlhf.reward_rows import Source, read_column
+from rlhf.surface import read_surface
 from rlhf.trust import Trust, trust_labels
 
 logger = logging.getLogger(__name__)
@@ -55,28 +58,42 @@ class Noise:
 
 
 def study_labels(source: Source, train: Examples, seed: int) -> Noise:
-    """Estimate the noise and, for objectives that ask for it, judge each label, by the embeddings."""
+    """Estimate the noise and, for objectives that ask for it, judge each label, by embeddings and looks of answers."""
     section = source.section
     groups = None
     if section.group is not None:
         groups = list(map(str, read_column("group", section.group, source.files.train, train)))
     is_judged = section.objective in JUDGED
     examples = train if is_judged else train.sample(ESTIMATION_ROWS, seed)
-    points = examples.points(source.vectors)
+    points, surface = examples.points(source.vectors), examples.points(_read_marks(source, examples, seed))
     if examples.labels is not None:
         points = with_constant(points)
     if section.noise_rate == "agreement":
         estimate = _compare_votes(train, seed)
     else:
-        estimate = _estimate_noise(section, points, examples, seed)
+        estimate = _estimate_noise(section, np.hstack([points, surface]), examples, seed)
     rate = estimate.rate if isinstance(section.noise_rate, str) and estimate else float(section.noise_rate)
     if not is_judged:
         return Noise(estimate, rate, groups, None)
     # A pair is judged as it is, a rating like a pair that stands the right way round where it is good.
-    speaking = points if examples.labels is None else points * examples.labels[:, None]
+    signs = 1 if examples.labels is None else examples.labels[:, None]
     answers = examples.places if examples.labels is None else np.arange(2 * len(examples)).reshape(-1, 2)
-    trust = trust_labels(speaking, answers, rate, seed, groups)
-    return Noise(estimate, rate, groups, trust, find_contradictions(speaking, seed))
+    trust = trust_labels(signs * points, answers, rate, seed, groups, signs * surface)
+    return Noise(estimate, rate, groups, trust, find_contradictions(signs * points, seed))
+
+
+def _read_marks(source: Source, examples: Examples, seed: int) -> np.ndarray:
+    """(answers, marks) beside the embeddings: what is seen of the answers of these rows, zeros for all others."""
+    rows = {row["id"]: row for row in training_rows(source.files.train)}
+    texts = {
+        place: completion_text(rows[name][column])
+        for name, places in zip(examples.ids, examples.places.tolist(), strict=True)
+        for column, place in zip(ANSWERS[source.kind], places, strict=True)
+    }
+    found = read_surface(list(texts.values()), seed)
+    marks = np.zeros((len(source.vectors), found.shape[1]), dtype=np.float32)
+    marks[list(texts)] = found
+    return marks
 
 
 def _estimate_noise(section: RewardParams, points: np.ndarray, examples: Examples, seed: int) -> NoiseEstimate | None:

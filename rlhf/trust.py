@@ -59,6 +59,7 @@ def trust_labels(
     noise_rate: float,
     seed: int,
     groups: Sequence[str] | None = None,
+    surface: np.ndarray | None = None,
 ) -> Trust:
     r"""The probability that each label is right, given all labels but its own.
 
@@ -89,6 +90,8 @@ def trust_labels(
         The share of wrong labels, where a group has no rate of its own.
     groups : one name per pair, or None
         Topic, source or annotator.
+    surface : array, shape (pairs, marks), or None
+        What the chosen answer's looks have ahead of the rejected one's (rlhf.surface); stands beside the embedding.
 
     Raises
     ------
@@ -101,12 +104,13 @@ def trust_labels(
     .. [2] Dawid and Skene (1979). Maximum likelihood estimation of observer error-rates. Applied Statistics 28.
     .. [3] Breiman et al. (1984). Classification and regression trees, section 3.4.3 (the rule of one standard error).
     """
+    surface = np.zeros((len(differences), 0)) if surface is None else surface
     _check(differences, noise_rate)
     count = len(differences)
     if count < FEWEST:
         logger.warning("%d labels are too few to judge one by the others; all are trusted", count)
         return Trust(np.full(count, 1 - noise_rate), {}, np.full(count, 1 - noise_rate), np.zeros(count))
-    features = _reduce(differences, seed)
+    features = np.hstack([_reduce(differences, MOST_DIMENSIONS - surface.shape[1], seed), _scale(surface)])
     names, member = np.unique(groups if groups is not None else [""] * count, return_inverse=True)
     rates = np.full(len(names), noise_rate)
     if len(names) > 2:
@@ -132,15 +136,20 @@ def _check(differences: np.ndarray, noise_rate: float) -> None:
         raise UserError(f"the noise rate is {noise_rate}; labels can be judged by each other below 0.5 only")
 
 
-def _reduce(differences: np.ndarray, seed: int) -> np.ndarray:
-    """Each dimension to root mean square 1; at most MOST_DIMENSIONS, those of the largest spread."""
+def _scale(differences: np.ndarray) -> np.ndarray:
+    """Each dimension to root mean square 1."""
+    spread = np.sqrt(np.square(differences, dtype=np.float64).mean(0))
+    return differences / np.where(spread > 0, spread, 1.0)
+
+
+def _reduce(differences: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Scaled, and at most so many dimensions, those of the largest spread."""
     from sklearn.utils.extmath import randomized_svd
 
-    spread = np.sqrt(np.square(differences, dtype=np.float64).mean(0))
-    scaled = differences / np.where(spread > 0, spread, 1.0)
-    if scaled.shape[1] <= MOST_DIMENSIONS:
+    scaled = _scale(differences)
+    if scaled.shape[1] <= most:
         return scaled
-    left, sizes, _ = randomized_svd(scaled, MOST_DIMENSIONS, random_state=seed)
+    left, sizes, _ = randomized_svd(scaled, most, random_state=seed)
     return left * sizes
 
 
