@@ -10,7 +10,7 @@ import numpy as np
 from rlhf.data.quality.answers import STYLE
 
 LETTER_DIMENSIONS = 32
-READ = 2000
+READ = 1000
 """So many characters of a text are searched for sequences of letters."""
 RAREST = 3
 """Sequences in fewer texts than this are left out."""
@@ -67,8 +67,8 @@ def read_surface(texts: Sequence[str], seed: int) -> np.ndarray:
 
 
 def _read_letters(texts: Sequence[str], seed: int) -> np.ndarray:
-    from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.utils.extmath import randomized_svd
 
     read = [text[:READ] for text in texts]
     drawn = np.sort(np.random.default_rng(seed).permutation(len(texts))[:LEARNT_FROM])
@@ -80,6 +80,6 @@ def _read_letters(texts: Sequence[str], seed: int) -> np.ndarray:
     size = min(LETTER_DIMENSIONS, min(letters.shape) - 1)
     if size < 1:
         return np.zeros((len(texts), 0))
-    directions = TruncatedSVD(size, random_state=seed).fit(letters)
+    directions = randomized_svd(letters, size, random_state=seed)[2].T
     blocks = [read[start : start + LEARNT_FROM] for start in range(0, len(read), LEARNT_FROM)]
-    return np.vstack([directions.transform(frequencies.transform(block)) for block in blocks])
+    return np.vstack([frequencies.transform(block) @ directions for block in blocks])

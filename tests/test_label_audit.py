@@ -210,10 +210,21 @@ def test_conversations_are_read_and_rows_without_two_texts_are_counted(tiny_mode
 
 def test_a_long_text_loses_its_beginning(tiny_model_dir: Path) -> None:
     texts = ["x" * 3000 + " end", "y" * 3000 + " end", "x" * 3000 + " the other"]
-    first, second, third = label_audit.embed_texts(texts, str(tiny_model_dir))
-    assert not np.allclose(first[:-1], third[:-1], atol=1e-4)
-    assert first.shape == second.shape
-    assert first[-1] == pytest.approx(np.log(1 + len(texts[0])))
+    first, _, third = label_audit.embed_texts(texts, str(tiny_model_dir))
+    assert not np.allclose(first, third, atol=1e-4)
+
+
+def test_looks_are_judged_beside_the_embeddings(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Better answers end with an exclamation mark, which an embedder that says nothing cannot tell."""
+    monkeypatch.setattr(
+        label_audit, "embed_texts", lambda texts, _: np.random.default_rng(0).normal(size=(len(texts), 4))
+    )
+    rows = [{**row, "chosen": row["chosen"][:20] + "!", "rejected": row["rejected"][:20] + "."} for row in make_rows()]
+    for number in WRONG:
+        rows[number]["chosen"], rows[number]["rejected"] = rows[number]["rejected"], rows[number]["chosen"]
+    found = audit_labels(rows, str(tiny_model_dir), 0.2, None)
+    suspects = found.audit.order()[: len(WRONG)]
+    assert len(set(suspects.tolist()) & set(WRONG)) > len(WRONG) / 2
 
 
 @pytest.mark.parametrize(

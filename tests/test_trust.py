@@ -37,6 +37,19 @@ def test_wrong_labels_are_found_and_their_number_is_about_right(noise_rate: floa
     assert (found.doubt > 0).tolist() == (found.right < 0.5).tolist()
 
 
+@pytest.mark.parametrize("most", [trust.MOST_DIMENSIONS, 6])
+def test_looks_tell_what_embeddings_cannot(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the embedding has more dimensions than are kept."""
+    monkeypatch.setattr(trust, "MOST_DIMENSIONS", most)
+    looks, answers = make_pairs()
+    wrong = np.random.default_rng(1).random(PAIRS) < 0.2
+    blind = np.random.default_rng(2).normal(size=(PAIRS, 20))
+    without = trust_labels(blind, answers, 0.2, 0)
+    found = trust_labels(blind, answers, 0.2, 0, surface=flip(looks[:, :1], wrong))
+    assert roc_auc_score(wrong, 1 - without.right) < 0.65
+    assert roc_auc_score(wrong, 1 - found.right) > 0.85
+
+
 def test_a_label_is_judged_by_all_but_itself() -> None:
     """Turning labels around turns their margins around, though each pulled at the model before and after."""
     differences, answers = make_pairs()
