@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from noise_data import NOISES, Pairs, draw_wrong, load_arguments, load_sentences
 from noise_tables import UNTRAINED, draw, show
+from rlhf.curves import write_json
 from rlhf.label_study import JUDGED, Noise
 from rlhf.pairwise import measure_margins
 from rlhf.params import TransportParams
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rows", type=re.compile, default=re.compile(""), help="only trainings with a name like this")
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--results", type=Path, help="where to keep the accuracies, by noise and row one per cell")
     options = parser.parse_args()
     rows = list_rows(options.rows)
     load = load_arguments if "jsonl" in options.pairs.name else load_sentences
@@ -219,6 +221,12 @@ def main() -> None:
     show(found)
     if options.figure:
         draw(found, options.figure)
+    if options.results:
+        accuracies = {
+            noise: {name: [cell["rows"][name]["accuracy"] for cell in cells] for name in cells[0]["rows"]}
+            for noise, cells in found.items()
+        }
+        write_json(options.results, accuracies)
 
 
 if __name__ == "__main__":

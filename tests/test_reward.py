@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,32 @@ def test_as_many_labels_as_are_wrong_are_not_believed() -> None:
     assert verdict is not None
     assert verdict.believed.tolist() == [True, False, False, True]
     assert verdict.doubt.tolist() == pytest.approx([0, math.log(9), math.log(1.5), 0])
+
+
+@pytest.mark.parametrize("ratings", [None, {"low": 0, "high": 4, "positive": 2}])
+def test_labels_are_judged_by_looks_where_embeddings_say_nothing(
+    tmp_path: Path, start: Path, ratings: dict[str, Any] | None
+) -> None:
+    """Good answers end with an exclamation mark; every fifth label is wrong."""
+    from rlhf.label_study import study_labels
+    from rlhf.reward_rows import open_source
+
+    section = make_section(ratings=ratings, frozen=True)
+    numbers = range(100)
+    if ratings:
+        rows = [{"completion": f"Yes{'.!'[n % 2]}", "score": 4.0 * (n % 2 == (n % 5 > 0))} for n in numbers]
+    else:
+        sides = (("chosen", "rejected")[:: 1 if n % 5 else -1] for n in numbers)
+        rows = [{good: "Yes!", bad: "Yes."} for good, bad in sides]
+    listed = with_ids([{"prompt": f"Ben has {n} pens.\n", **row} for n, row in enumerate(rows)])
+    train(tmp_path, start, section, listed, listed)
+    kind, names = "ratings" if ratings else "preferences", ("train.jsonl", "test.jsonl")
+    inputs = (start, start, tmp_path / "embeddings", *(tmp_path / kind / name for name in names))
+    source = open_source(section, RewardFiles(*inputs, *(tmp_path / name for name in ("model", "judge", "report"))))
+    blind = replace(source, vectors=np.random.default_rng(0).normal(size=source.vectors.shape))
+    found = study_labels(blind, source.read(source.files.train, "train"), 0)
+    assert found.trust is not None
+    assert set(np.argsort(found.trust.right)[:20]) == set(range(0, 100, 5))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
