@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rows", type=re.compile, default=re.compile(""), help="only trainings with a name like this")
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--results", type=Path, help="where to keep the accuracies, by noise and row one per cell")
+    parser.add_argument("--results", type=Path, help="file of accuracies, by noise and row one per cell")
     options = parser.parse_args()
     rows = list_rows(options.rows)
     load = load_arguments if "jsonl" in options.pairs.name else load_sentences
@@ -226,7 +226,8 @@ def main() -> None:
             noise: {name: [cell["rows"][name]["accuracy"] for cell in cells] for name in cells[0]["rows"]}
             for noise, cells in found.items()
         }
-        write_json(options.results, accuracies)
+        kept = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
+        write_json(options.results, kept | accuracies)
 
 
 if __name__ == "__main__":
