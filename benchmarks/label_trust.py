@@ -16,10 +16,10 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from noise_data import NOISES, Pairs, draw_wrong, load_arguments
+from rlhf.ratings import calibration_error
 from rlhf.trust import trust_labels
 
 BY_TOPIC = ("topics", "mixed")
-BINS = 15
 SURE = 0.9
 
 
@@ -34,11 +34,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     data = load_arguments(options.pairs, options.embedder, options.folder / "embeddings.npy")
-    print(
-        "| noise | pairs | AUROC without the surface | AUROC | ECE | surely wrong | of these wrong |\n"
-        + "|---" * 7
-        + "|"
-    )
+    print("| noise | pairs | AUROC without the surface | AUROC | ECE | surely wrong | of these wrong |")
+    print("|---" * 7 + "|")
     for count in options.pairs_drawn:
         for noise in tqdm(options.noise):
             found = [grade(data, noise, draw, count or len(data.better)) for draw in options.draws]
@@ -51,18 +48,21 @@ def grade(data: Pairs, noise: str, draw: int, count: int) -> list[float]:
     generator = np.random.default_rng([draw, count])
     wrong = draw_wrong(data, noise, generator)
     rows = np.sort(generator.permutation(len(wrong))[:count])
-    pairs = np.stack([np.where(wrong, data.worse, data.better), np.where(wrong, data.better, data.worse)], 1)[rows]
+    pairs = data.label(wrong)[rows]
     wrong, topics = wrong[rows], data.topic[rows].tolist() if noise in BY_TOPIC else None
-    differences, surface = (values[pairs[:, 0]] - values[pairs[:, 1]] for values in (data.embeddings, data.surface))
+    differences, surface = data.tell_apart(pairs)
     rate = float(wrong.mean())
     blind, seeing = (
         1 - trust_labels(differences, pairs, rate, draw, topics, seen).right for seen in (surface[:, :0], surface)
     )
-    place = np.minimum((seeing * BINS).astype(int), BINS - 1)
-    gaps = [abs(wrong[place == k].mean() - seeing[place == k].mean()) * (place == k).mean() for k in np.unique(place)]
     sure = seeing > SURE
     aurocs = [float(roc_auc_score(wrong, said)) for said in (blind, seeing)]
-    return [*aurocs, float(np.sum(gaps)), float(sure.mean()), float(wrong[sure].mean()) if sure.any() else np.nan]
+    return [
+        *aurocs,
+        calibration_error(seeing, wrong),
+        float(sure.mean()),
+        float(wrong[sure].mean()) if sure.any() else np.nan,
+    ]
 
 
 if __name__ == "__main__":

@@ -44,6 +44,15 @@ class Pairs:
     topic: np.ndarray
     votes: list[list[bool]]
 
+    def label(self, wrong: np.ndarray) -> np.ndarray:
+        """(pairs, 2) the text called the better and the other one, the wrong way round where `wrong` (pairs,)."""
+        return np.stack([np.where(wrong, self.worse, self.better), np.where(wrong, self.better, self.worse)], 1)
+
+    def tell_apart(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the first text of each of `pairs` (pairs, 2) beyond the second: embedding, and what is seen."""
+        first, second = pairs.T
+        return self.embeddings[first] - self.embeddings[second], self.surface[first] - self.surface[second]
+
 
 def load_arguments(path: Path, embedder: str, cache: Path) -> Pairs:
     """UKPConvArg1: the pairs with a gold winner."""

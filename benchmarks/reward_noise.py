@@ -127,7 +127,7 @@ def run_cell(data: Pairs, noise: str, fold: int, seed: int, rows: dict[str, Trai
     is_test = debates[data.debate] == fold
     is_validation = np.isin(data.debate, np.flatnonzero(debates != fold)[seed % FOLDS :: FOLDS])
     is_train = ~is_test & ~is_validation
-    sides = np.stack([np.where(wrong, data.worse, data.better), np.where(wrong, data.better, data.worse)], 1)
+    sides = data.label(wrong)
     pairs, flipped = sides[is_train], wrong[is_train]
     rate, topics = float(flipped.mean()), data.topic[is_train].tolist()
     known = {
@@ -152,7 +152,7 @@ def study(data: Pairs, pairs: np.ndarray, topics: list[str], rate: float, told: 
     """What an objective is told: the true rate alone, or also trust in each label, by topic or with a wrong rate."""
     if told == UNTOLD:
         return Noise(None, rate, None, None)
-    differences, surface = (values[pairs[:, 0]] - values[pairs[:, 1]] for values in (data.embeddings, data.surface))
+    differences, surface = data.tell_apart(pairs)
     if told == BY_TOPIC:
         return Noise(None, rate, None, trust_labels(differences, pairs, rate, seed, topics, surface))
     rate = min(0.49, max(0.0, rate + TOLD_RATES[told]))
@@ -205,6 +205,8 @@ def main() -> None:
     rows = list_rows(options.rows)
     load = load_arguments if "jsonl" in options.pairs.name else load_sentences
     data = load(options.pairs, options.embedder, options.folder / "embeddings.npy")
+    if "real" in options.noise and not data.votes:
+        parser.error(f"--noise real needs votes, and {options.pairs} has none; name other kinds")
     found: dict[str, list[dict[str, Any]]] = {}
     for noise in options.noise:
         found[noise] = []

@@ -56,7 +56,7 @@ def audit_labels(
     pairs = zip(texts["prompt"], texts["chosen"], texts["rejected"], strict=True)
     numbers: dict[tuple[str, str], int] = {}
     answers = np.array([[numbers.setdefault((prompt, one), len(numbers)) for one in sides] for prompt, *sides in pairs])
-    embeddings = embed_texts(["\n".join(texts) for texts in numbers], embedder)
+    embeddings = embed_texts(["\n".join(both) for both in numbers], embedder)
     marks = read_surface([answer for _, answer in numbers], seed)
     differences, surface = (values[answers[:, 0]] - values[answers[:, 1]] for values in (embeddings, marks))
     prompts = [json.dumps(row["prompt"]) for row in usable]

@@ -210,8 +210,9 @@ def test_conversations_are_read_and_rows_without_two_texts_are_counted(tiny_mode
 
 def test_a_long_text_loses_its_beginning(tiny_model_dir: Path) -> None:
     texts = ["x" * 3000 + " end", "y" * 3000 + " end", "x" * 3000 + " the other"]
-    first, _, third = label_audit.embed_texts(texts, str(tiny_model_dir))
+    first, second, third = label_audit.embed_texts(texts, str(tiny_model_dir))
     assert not np.allclose(first, third, atol=1e-4)
+    assert first.shape == second.shape
 
 
 def test_looks_are_judged_beside_the_embeddings(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
