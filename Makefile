@@ -29,8 +29,8 @@ run: setup  ## Run the pipeline; RECIPE=name takes recipes/name.yaml as params.y
 	@$(if $(RECIPE),$(BIN)/alignflow recipe $(RECIPE))
 	@$(BIN)/python -m flows.alignment $(ARGS)
 
-test: setup  ## Run the tests; ARGS='-k name' is passed on
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup  ## Run the tests, at most four at a time; ARGS='-k name' is passed on
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lint: setup  ## Check style, format, types and the import contracts
 	$(BIN)/ruff check

@@ -17,6 +17,7 @@ from rlhf.health import BROKEN, VERDICTS
 from rlhf.params_file import load_params
 from tests.tiny import ROOT, change_params, tiny_params, write_params
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # the run they all start from is made by one process, once
 POLICIES = ("dpo", "grpo", "ppo")
 BEFORE = ["prepare", "validate", "sft", "embed", "reward", "probe"]
 STAGES = [*BEFORE, *(f"policy@{name}" for name in POLICIES), "evaluate"]
