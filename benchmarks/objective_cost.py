@@ -41,7 +41,7 @@ def run_epoch(options: argparse.Namespace) -> dict[str, float]:
         places = np.arange(2 * count).reshape(-1, 2)
         pairs = Examples([row["id"] for row in rows[:count]], [""] * count, places, sides, None, 0)
         with tempfile.TemporaryDirectory() as folder:
-            job = Job(options.model, tokenizer, pairs, None, 0.3, Path(folder), Verdict.blank(count, 0.3))
+            job = Job(options.model, tokenizer, pairs, None, 0.3, Path(folder), Verdict.blank(count))
             started = time.perf_counter()
             fit_scorer(section, job, 0, no_log)
             seconds = time.perf_counter() - started - seconds

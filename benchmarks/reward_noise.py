@@ -32,10 +32,10 @@ from noise_data import NOISES, Pairs, draw_wrong, load_arguments, load_sentences
 from noise_tables import UNTRAINED, draw, show
 from rlhf.curves import write_json
 from rlhf.label_study import JUDGED, Noise
-from rlhf.pairwise import Verdict, measure_margins
+from rlhf.pairwise import measure_margins
 from rlhf.params import TransportParams
 from rlhf.reward_losses import OBJECTIVES, TWINS, RewardBatch
-from rlhf.selective import orient_batch
+from rlhf.selective import mass_schedule, orient_batch
 from rlhf.trust import trust_labels
 
 FOLDS = 4
@@ -80,13 +80,14 @@ def train(data: Pairs, pairs: np.ndarray, objective: str, noise: Noise, options:
     heads = nn.ModuleList(Head(embeddings.shape[1], kind) for _ in range(2 if objective in TWINS else 1))
     optimiser = torch.optim.AdamW(heads.parameters(), LEARNING_RATE, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
-    verdict = noise.verdict() or Verdict.blank(len(pairs), noise.rate)
+    verdict = noise.verdict()
     chosen, rejected = (embeddings[side] for side in pairs.T)
     for epoch in range(EPOCHS):
-        mass = verdict.mass(epoch, WARMUP_EPOCHS, RAMP_EPOCHS)
+        mass = mass_schedule(epoch, WARMUP_EPOCHS, RAMP_EPOCHS, noise.rate)
         for rows in torch.randperm(len(pairs), generator=generator).split(BATCH):
             margins = [head(chosen[rows]) - head(rejected[rows]) for head in heads]
-            doubt, believed = torch.from_numpy(verdict.doubt)[rows].float(), torch.from_numpy(verdict.believed)[rows]
+            doubt = torch.from_numpy(verdict.doubt)[rows].float() if verdict else torch.zeros(len(rows))
+            believed = torch.from_numpy(verdict.believed)[rows] if verdict else torch.ones(len(rows), dtype=torch.bool)
             points, logits, labels = orient_batch(chosen[rows] - rejected[rows], margins[0], generator)
             known = (mass, noise.rate, doubt, believed, TRANSPORT)
             batch = RewardBatch(points, logits, labels, *known, peer_logits=labels * margins[-1])

@@ -19,6 +19,7 @@ from rlhf.models import load_fresh_scorer, save_model, set_determinism
 from rlhf.pairwise import Job, Known, Ledger, Reading, Verdict, measure, reward_loss
 from rlhf.params import RewardParams
 from rlhf.reward_losses import TWINS
+from rlhf.selective import mass_schedule
 from rlhf.training import evaluation_steps
 
 STEPS_PER_FIGURE = 10
@@ -126,7 +127,7 @@ def _descend(section: RewardParams, job: Job, read: _Reader, record: tuple[Ledge
     """As the trainer of whole models goes: AdamW, gradients clipped, figures every few steps, held-out at even ones."""
     ledger, seed, log = record
     generator = torch.Generator().manual_seed(seed)
-    verdict = job.verdict or Verdict.blank(len(job.train), job.noise_rate)
+    verdict = job.verdict or Verdict.blank(len(job.train))
     per_epoch = math.ceil(len(job.train) / section.batch_size)
     updates = math.ceil(per_epoch / section.gradient_accumulation_steps)
     total = math.ceil(section.epochs * updates)
@@ -139,7 +140,7 @@ def _descend(section: RewardParams, job: Job, read: _Reader, record: tuple[Ledge
     for step in range(1, total + 1):
         epoch, place = divmod(step - 1, updates)
         parts = min(section.gradient_accumulation_steps, per_epoch - place * section.gradient_accumulation_steps)
-        mass = verdict.mass(epoch + place / updates, section.warmup_epochs, section.ramp_epochs)
+        mass = mass_schedule(epoch + place / updates, section.warmup_epochs, section.ramp_epochs, job.noise_rate)
         for rows in itertools.islice(batches, parts):
             scores, embeddings = read(job.train.places[rows])
             labels = None if job.train.labels is None else torch.from_numpy(job.train.labels[rows]).to(scores)

@@ -49,15 +49,12 @@ class Noise:
         }
 
     def verdict(self) -> Verdict | None:
-        """What the training is told: doubts, and that all but the worst `rate` of the labels are believed.
-
-        Some of these are wrong too, and those that were turned around a trained model will contradict.
-        """
+        """What the training is told: doubts, and that all but the worst `rate` of the labels are believed."""
         if self.trust is None:
             return None
         believed = np.ones(len(self.trust.right), dtype=bool)
         believed[np.argsort(self.trust.right, kind="stable")[: round(self.rate * len(believed))]] = False
-        return Verdict(self.trust.doubt, believed, float(self.trust.turned[believed].mean()))
+        return Verdict(self.trust.doubt, believed)
 
 
 def study_labels(source: Source, train: Examples, seed: int) -> Noise:

@@ -71,22 +71,16 @@ class Ledger:
 class Verdict:
     """What is known of the training labels beforehand.
 
-    `doubt` (rows,) in nats, `believed` (rows,) yes or no, `left_wrong`, the share of the believed labels that the model
-    has to find, and `leads` (rows,), which margins should be above.
+    `doubt` (rows,) in nats, `believed` (rows,) yes or no, and `leads` (rows,), which margins should be above.
     """
 
     doubt: np.ndarray
     believed: np.ndarray
-    left_wrong: float
     leads: np.ndarray | None = None
 
     @classmethod
-    def blank(cls, count: int, noise_rate: float) -> Verdict:
-        return cls(np.zeros(count), np.ones(count, dtype=bool), noise_rate)
-
-    def mass(self, epoch: float, warmup_epochs: float, ramp_epochs: float) -> float:
-        """The share of labels to use: the believed ones at first, and then without those left wrong."""
-        return float(self.believed.mean()) * mass_schedule(epoch, warmup_epochs, ramp_epochs, self.left_wrong)
+    def blank(cls, count: int) -> Verdict:
+        return cls(np.zeros(count), np.ones(count, dtype=bool))
 
 
 class PairwiseTrainer(RewardTrainer):
@@ -116,7 +110,7 @@ class PairwiseTrainer(RewardTrainer):
         if section.objective in TWINS:
             peer_scores, _ = read_batch(head.peer, head.peer, inputs, self.padding)
             reading = replace(reading, peer_scores=self._whole(peer_scores, sides))
-        mass = self.verdict.mass(self.state.epoch or 0.0, section.warmup_epochs, section.ramp_epochs)
+        mass = mass_schedule(self.state.epoch or 0.0, section.warmup_epochs, section.ramp_epochs, self.noise_rate)
         known = Known(self.verdict, rows, mass, self.noise_rate)
         loss, margins, kept = reward_loss(section, reading, known, self.generator)
         self.ledger.enter(rows, margins.cpu().numpy(), kept.cpu().numpy(), mass)
@@ -257,7 +251,7 @@ def fit_scorer(section: RewardParams, job: Job, seed: int, log: Log) -> tuple[An
         trainer.labels = job.train.labels
         trainer.generator = torch.Generator().manual_seed(seed)
         trainer.ledger = Ledger.blank(len(job.train))
-        trainer.verdict = job.verdict or Verdict.blank(len(job.train), job.noise_rate)
+        trainer.verdict = job.verdict or Verdict.blank(len(job.train))
         report_curves(trainer, log, trainer.ledger.take_figures)
         if job.test is not None and len(job.test):
             trainer.add_callback(HeldOutCurve(trainer.model, job.test, section, log))

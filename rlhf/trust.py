@@ -37,15 +37,13 @@ class Trust:
     """What all other labels say of each.
 
     `right` (pairs,): the probability that a label is right. `rates`: the share of wrong labels of each group.
-    `again` (pairs,): the probability that somebody else would label the pair alike. `turned` (pairs,): the probability
-    that the label was turned around, and is not just the less likely answer to a close question. `called_wrong`
-    (pairs,): the share of REPETITIONS with a random half of the labels that call it wrong.
+    `again` (pairs,): the probability that somebody else would label the pair alike. `called_wrong` (pairs,): the share
+    of REPETITIONS with a random half of the labels that call it wrong.
     """
 
     right: np.ndarray
     rates: dict[str, float]
     again: np.ndarray
-    turned: np.ndarray
     called_wrong: np.ndarray
 
     @property
@@ -111,8 +109,7 @@ def trust_labels(
     count = len(differences)
     if count < FEWEST:
         logger.warning("%d labels are too few to judge one by the others; all are trusted", count)
-        right = np.full(count, 1 - noise_rate)
-        return Trust(right, {}, right, np.zeros(count), np.zeros(count))
+        return Trust(np.full(count, 1 - noise_rate), {}, np.full(count, 1 - noise_rate), np.zeros(count))
     features = np.hstack([_reduce(differences, MOST_DIMENSIONS - surface.shape[1], seed), _scale(surface)])
     names, member = np.unique(groups if groups is not None else [""] * count, return_inverse=True)
     rates = np.full(len(names), noise_rate)
@@ -128,9 +125,8 @@ def trust_labels(
     noise = _fit_noise(margins, rates[member])
     right = expit(_log_odds(noise.scale * margins, rates[member]))
     again = likelihood(noise.label_scale * margins, noise.sure)
-    turned = np.minimum(noise.sure, rates[member]) * expit(-noise.label_scale * margins) / again
     called_wrong = _repeat(design, kept[0], rates[member], seed)
-    return Trust(right, dict(zip(map(str, names), rates.tolist(), strict=True)), again, turned, called_wrong)
+    return Trust(right, dict(zip(map(str, names), rates.tolist(), strict=True)), again, called_wrong)
 
 
 def _check(differences: np.ndarray, noise_rate: float) -> None:

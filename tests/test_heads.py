@@ -62,12 +62,13 @@ def test_flipped_ratings_are_found_and_the_selective_head_is_better_on_clean_one
     for objective in ("bradley_terry", "selective"):
         changes = {
             "epochs": 30.0,
-            "warmup_epochs": 30.0,
+            "warmup_epochs": 2.0,
+            "ramp_epochs": 2.0,
             "transport": make_transport(label_weight=0.1),
             "batch_size": 64,
         }
         section = make_section(objective=objective, frozen=True, hidden=[64], **changes)
-        verdict = Verdict(trust.doubt, trust.right > 0.5, 0.0)
+        verdict = Verdict(trust.doubt, trust.right > 0.5)
         head = fit(tmp_path, tiny_model_dir, section, train, (embeddings, verdict))
         accuracy[objective] = (score_embedded(head, test, embeddings) > 0).mean()
     assert accuracy["selective"] > accuracy["bradley_terry"] + 0.03

@@ -121,7 +121,7 @@ def make_audit(right: list[float], texts: dict[str, list[str]] | None = None, **
         "texts": texts or {name: [row[name] for row in rows] for name in ("prompt", "chosen", "rejected")},
         "figures": {},
         "groups": None,
-        "trust": Trust(np.array(right), {"x": 0.4, "y": 0.1}, np.array(right), np.zeros(count), np.zeros(count)),
+        "trust": Trust(np.array(right), {"x": 0.4, "y": 0.1}, np.array(right), np.zeros(count)),
         "contradictions": Contradictions(np.zeros(count, dtype=int), [[] for _ in right]),
         "rate": 0.2,
         "estimate": None,

@@ -163,7 +163,7 @@ def test_without_truth_there_are_no_figures_against_it(tmp_path: Path, start: Pa
 @pytest.mark.parametrize("objective", ["bradley_terry", "selective"])
 def test_four_small_batches_equal_one_large(tmp_path: Path, start: Path, objective: str) -> None:
     """The plan of a batch sees that batch only, so selection is compared while everything is kept."""
-    section = {"objective": objective, "noise_rate": 0.0, "warmup_epochs": 9.0, "epochs": 1.0}
+    section = {"objective": objective, "warmup_epochs": 9.0, "epochs": 1.0}
     section["transport"] = make_transport(label_weight=1e-4)
     train(tmp_path / "large", start, make_section(**section, batch_size=8))
     train(tmp_path / "small", start, make_section(**section, batch_size=2, gradient_accumulation_steps=4))
@@ -183,7 +183,7 @@ def fit_in_this_process(folder: Path, start: Path) -> None:
     ids, prompts = ([row[name] for row in rows] for name in ("id", "prompt"))
     sides = examples.encode_sides(tokenizer, rows, ("chosen", "rejected"))
     pairs = Examples(ids, prompts, np.arange(2 * len(rows)).reshape(-1, 2), sides, None, 0)
-    verdict = Verdict(np.arange(len(pairs)) / 10, np.arange(len(pairs)) % 3 > 0, 0.1)
+    verdict = Verdict(np.arange(len(pairs)) / 10, np.arange(len(pairs)) % 3 > 0)
     for objective in ("selective", "co_teaching"):
         section = make_section(objective=objective, warmup_epochs=0.0, center_rewards_coefficient=0.1)
         model = folder / f"{objective}-model"
@@ -377,28 +377,10 @@ def test_as_many_labels_as_are_wrong_are_not_believed() -> None:
     from rlhf.trust import Trust
 
     right = np.array([0.9, 0.1, 0.4, 0.6])
-    turned = np.array([0.1, 0.8, 0.5, 0.3])
-    verdict = Noise(None, 0.5, None, Trust(right, {}, right, turned, right)).verdict()
+    verdict = Noise(None, 0.5, None, Trust(right, {}, right, right)).verdict()
     assert verdict is not None
     assert verdict.believed.tolist() == [True, False, False, True]
     assert verdict.doubt.tolist() == pytest.approx([0, math.log(9), math.log(1.5), 0])
-    assert verdict.left_wrong == pytest.approx(0.2)
-    assert [verdict.mass(epoch, 1.0, 1.0) for epoch in (0.0, 1.5, 9.0)] == pytest.approx([0.5, 0.45, 0.4])
-
-
-def test_what_others_condemn_is_left_out_from_the_first_batch_on(tmp_path: Path, start: Path) -> None:
-    """In the warm-up an objective that is told nothing keeps every label."""
-    answers = ["Yes!", "Yes."]
-    listed = [dict(zip(("chosen", "rejected"), answers[:: 1 if n % 5 else -1], strict=True)) for n in range(40)]
-    rows = with_ids([{"prompt": f"Ben has {n} pens.\n", **row} for n, row in enumerate(listed)])
-    kept = {}
-    for objective in ("selective", "selective_plain"):
-        section = make_section(objective=objective, batch_size=40, epochs=2.0, warmup_epochs=2.0)
-        train(tmp_path / objective, start, section, rows, rows)
-        table = pyarrow.parquet.read_table(tmp_path / objective / "report" / "audit.parquet")
-        kept[objective] = dict(zip(*(table.column(name).to_pylist() for name in ("id", "kept")), strict=True))
-    assert [kept["selective"][row["id"]] for row in rows] == pytest.approx([float(n % 5 > 0) for n in range(40)])
-    assert set(kept["selective_plain"].values()) == {1.0}
 
 
 @pytest.mark.parametrize("ratings", [None, {"low": 0, "high": 4, "positive": 2}])

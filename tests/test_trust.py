@@ -33,7 +33,6 @@ def test_wrong_labels_are_found_and_their_number_is_about_right(noise_rate: floa
     found = trust_labels(flip(differences, wrong), answers, noise_rate, 0)
     assert roc_auc_score(wrong, 1 - found.right) > 0.85
     assert (1 - found.right).mean() == pytest.approx(noise_rate, abs=0.05)
-    assert found.turned.mean() == pytest.approx(noise_rate, abs=0.05)
     assert found.doubt.min() == 0
     assert (found.doubt > 0).tolist() == (found.right < 0.5).tolist()
 
@@ -81,7 +80,6 @@ def test_close_calls_leave_sure_labels_alone_and_as_many_are_wrong_as_the_rate_s
     sure = found.right > 0.95
     assert wrong[sure].mean() == pytest.approx((1 - found.right)[sure].mean(), abs=0.02)
     assert found.again[np.abs(margins) > 6].max() > 0.97
-    assert found.turned.mean() < wrong.mean() / 4
 
 
 def test_other_halves_of_the_labels_say_how_firm_a_verdict_is() -> None:

@@ -126,8 +126,7 @@ class RewardParams(TrainingParams):
     what the embeddings foretell; or `agreement`, by how often annotators of the same answers agree. `group` names the
     column by which labels may be wrong together: topic, source or annotator. `margin` names a column of numbers by
     which the chosen answer's reward should be ahead (bradley_terry). `center_rewards_coefficient` weighs the square of
-    the two rewards' sum. For `warmup_epochs` no label is left out for what it costs the model; over `ramp_epochs` ever
-    more are, up to the share that is wrong.
+    the two rewards' sum.
     """
 
     ratings: RatingParams | None
