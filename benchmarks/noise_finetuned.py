@@ -26,6 +26,8 @@ from tasks.paths import Paths
 from worlds import read_values
 
 ROOT = Path(__file__).resolve().parents[1]
+AT_ONCE = "selective at once"
+"""The same without warm-up and ramp: what trust condemns is left out from the first batch on."""
 PAIRS, TEST_PROMPTS = 1000, 2000
 """Pairs to train on, and prompts of which half have a pair to be measured by."""
 
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rate", type=float, default=0.4, help="share of wrong training labels")
     parser.add_argument("--epochs", type=float, default=6.0)
-    parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
+    parser.add_argument("--objectives", nargs="+", choices=[*OBJECTIVES, AT_ONCE], default=[*OBJECTIVES, AT_ONCE])
     options = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {objective: [] for objective in options.objectives}
     for seed, objective in tqdm([(seed, objective) for seed in options.seeds for objective in found]):
@@ -67,7 +69,9 @@ def make_params(seed: int, objective: str, options: argparse.Namespace) -> Param
     values: dict[str, Any] = read_values(ROOT / "params.yaml", seed)
     values["prepare"]["world"] |= {"pairs": PAIRS, "test_prompts": TEST_PROMPTS}
     values["prepare"]["world"]["noise"]["rate"] = 0.0
-    values["reward"] |= {"objective": objective, "noise_rate": options.rate, "epochs": options.epochs}
+    schedule = {"warmup_epochs": 0.0, "ramp_epochs": 0.0} if objective == AT_ONCE else {}
+    name = objective.removesuffix(" at once")
+    values["reward"] |= {"objective": name, "noise_rate": options.rate, "epochs": options.epochs} | schedule
     return Params.model_validate(values)
 
 

@@ -52,7 +52,7 @@ TRANSPORT = TransportParams(
 )
 DECAYS = {"mlp": (0.0, 30.0), "linear": (10.0, 100.0)}
 """Of AdamW. Without any the MLP memorises every label; below 10 the linear head is no better."""
-UNTOLD, BY_TOPIC = " ", " by topic"
+UNTOLD, BY_TOPIC, AT_ONCE = " ", " by topic", ", at once"
 TOLD_RATES = {"": 0.0, ", rate -.1": -0.1, ", rate +.1": 0.1}
 """What objectives that judge labels are told instead of the true rate, the difference to it."""
 
@@ -72,18 +72,27 @@ class Head(nn.Module):
         return self.layers(embeddings).squeeze(-1)
 
 
-def train(data: Pairs, pairs: np.ndarray, objective: str, noise: Noise, options: tuple[str, float, int]) -> Any:
+class Training(NamedTuple):
+    """A row of the tables: which head is trained, and what the objective is told of the labels; AT_ONCE has no ramp."""
+
+    kind: str
+    decay: float
+    objective: str
+    told: str
+
+
+def train(data: Pairs, pairs: np.ndarray, row: Training, noise: Noise, seed: int) -> Any:
     """Scores (arguments,) of a head trained on (pairs, 2) of chosen and rejected arguments."""
-    kind, weight_decay, seed = options
+    objective, ramp_epochs = row.objective, 0.0 if row.told == AT_ONCE else RAMP_EPOCHS
     torch.manual_seed(seed)
     embeddings = torch.from_numpy(data.embeddings)
-    heads = nn.ModuleList(Head(embeddings.shape[1], kind) for _ in range(2 if objective in TWINS else 1))
-    optimiser = torch.optim.AdamW(heads.parameters(), LEARNING_RATE, weight_decay=weight_decay)
+    heads = nn.ModuleList(Head(embeddings.shape[1], row.kind) for _ in range(2 if objective in TWINS else 1))
+    optimiser = torch.optim.AdamW(heads.parameters(), LEARNING_RATE, weight_decay=row.decay)
     generator = torch.Generator().manual_seed(seed)
     verdict = noise.verdict()
     chosen, rejected = (embeddings[side] for side in pairs.T)
     for epoch in range(EPOCHS):
-        mass = mass_schedule(epoch, WARMUP_EPOCHS, RAMP_EPOCHS, noise.rate)
+        mass = mass_schedule(epoch, WARMUP_EPOCHS, ramp_epochs, noise.rate)
         for rows in torch.randperm(len(pairs), generator=generator).split(BATCH):
             margins = [head(chosen[rows]) - head(rejected[rows]) for head in heads]
             doubt = torch.from_numpy(verdict.doubt)[rows].float() if verdict else torch.zeros(len(rows))
@@ -98,22 +107,13 @@ def train(data: Pairs, pairs: np.ndarray, objective: str, noise: Noise, options:
         return heads[0](embeddings).numpy()
 
 
-class Training(NamedTuple):
-    """A row of the tables: which head is trained, and what the objective is told of the labels."""
-
-    kind: str
-    decay: float
-    objective: str
-    told: str
-
-
 def list_rows(wanted: re.Pattern[str]) -> dict[str, Training]:
     """The trainings whose name is wanted, by name."""
     rows = {
         f"{kind} {decay:g} {objective}{told}": Training(kind, decay, objective, told)
         for kind, decays in DECAYS.items()
-        for objective, told in itertools.product(OBJECTIVES, (UNTOLD, *TOLD_RATES, BY_TOPIC))
-        if (objective in JUDGED) == (told != UNTOLD)
+        for objective, told in itertools.product(OBJECTIVES, (UNTOLD, *TOLD_RATES, BY_TOPIC, AT_ONCE))
+        if (objective in JUDGED) == (told != UNTOLD) and (told != AT_ONCE or objective == "selective")
         for decay in decays
         if not TOLD_RATES.get(told) or (kind == "mlp" and decay == 0)
     }
@@ -132,7 +132,7 @@ def run_cell(data: Pairs, noise: str, fold: int, seed: int, rows: dict[str, Trai
     rate, topics = float(flipped.mean()), data.topic[is_train].tolist()
     known = {
         told: study(data, pairs, topics, min(0.49, rate), told, seed)
-        for told in dict.fromkeys(row.told for row in rows.values())
+        for told in dict.fromkeys(row.told.removesuffix(AT_ONCE) for row in rows.values())
     }
     gold = np.stack([data.better, data.worse], 1)[is_test]
     longer = data.lengths[gold[:, 0]] - data.lengths[gold[:, 1]]
@@ -140,7 +140,7 @@ def run_cell(data: Pairs, noise: str, fold: int, seed: int, rows: dict[str, Trai
         zip(UNTRAINED, (measure(np.zeros(len(gold))), measure(longer)), strict=True)
     )
     for name, row in rows.items():
-        scores = train(data, pairs, row.objective, known[row.told], (row.kind, row.decay, seed))
+        scores = train(data, pairs, row, known[row.told.removesuffix(AT_ONCE)], seed)
         seen = measure(scores[sides[is_validation, 0]] - scores[sides[is_validation, 1]])
         found = measure(scores[gold[:, 0]] - scores[gold[:, 1]])
         results[name] = {**found, "validation": seen["auroc"]}
