@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 
 from rlhf.data.formats import Row, read_rows, row_line, with_id
@@ -68,6 +68,9 @@ def as_parquet(columns: dict[str, list[Any]], **options: Any) -> bytes:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), buffer, **options)
     return buffer.getvalue()
+
+
+LETTERS = as_parquet({"prompt": ["w1w1"], "completion": ["w2"]}, compression="none")
 
 
 def row(prompt: Any = "w1", completion: Any = "w2", **more: Any) -> Row:
@@ -128,6 +131,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("cut.parquet", as_parquet({"prompt": ["w1"] * 50, "completion": ["w2"] * 50})[:-30], "Parquet"),
     ("damaged.parquet", b"PAR1" + b"\x00" * 60 + b"\x08\x00\x00\x00PAR1", "Parquet"),
     ("text.parquet", GOOD.encode(), "Parquet"),
+    ("letters.parquet", LETTERS.replace(b"w1w1", b"w1\xff1"), "no readable Parquet file"),
     ("no-rows.parquet", as_parquet({"prompt": [], "completion": []}), "is empty"),
     ("empty-objects.jsonl", b"{}\n{}\n", "no column 'prompt'"),
     ("spaces.jsonl", b" \n\t\n\r\n", "is empty"),
@@ -346,6 +350,7 @@ SOUND: dict[str, bytes] = {
 
 
 @settings(deadline=None, max_examples=250)
+@example(name="a.parquet", place=0.28125, dropped=3, put_in=b"\x00\x00\x80")  # a column's name that is no UTF-8
 @given(
     name=st.sampled_from(sorted(SOUND)),
     place=st.floats(0, 1),

@@ -252,7 +252,7 @@ def _read_parquet(path: Path, shown: str) -> Iterator[Placed]:
     try:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=BATCH)
         yield from _numbered((row for batch in batches for row in batch.to_pylist()), shown)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:  # pyarrow raises one without a number for a damaged page
             raise
         raise UserError(f"{shown} is no readable Parquet file ({first_line(error)}); write it again") from None
