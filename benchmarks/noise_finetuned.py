@@ -69,9 +69,9 @@ def make_params(seed: int, objective: str, options: argparse.Namespace) -> Param
     values: dict[str, Any] = read_values(ROOT / "params.yaml", seed)
     values["prepare"]["world"] |= {"pairs": PAIRS, "test_prompts": TEST_PROMPTS}
     values["prepare"]["world"]["noise"]["rate"] = 0.0
-    schedule = {"warmup_epochs": 0.0, "ramp_epochs": 0.0} if objective == AT_ONCE else {}
-    name = objective.removesuffix(" at once")
-    values["reward"] |= {"objective": name, "noise_rate": options.rate, "epochs": options.epochs} | schedule
+    values["reward"] |= {"objective": objective, "noise_rate": options.rate, "epochs": options.epochs}
+    if objective == AT_ONCE:
+        values["reward"] |= {"objective": "selective", "warmup_epochs": 0.0, "ramp_epochs": 0.0}
     return Params.model_validate(values)
 
 

@@ -52,9 +52,11 @@ TRANSPORT = TransportParams(
 )
 DECAYS = {"mlp": (0.0, 30.0), "linear": (10.0, 100.0)}
 """Of AdamW. Without any the MLP memorises every label; below 10 the linear head is no better."""
-UNTOLD, BY_TOPIC, AT_ONCE = " ", " by topic", ", at once"
+UNTOLD, BY_TOPIC = " ", " by topic"
 TOLD_RATES = {"": 0.0, ", rate -.1": -0.1, ", rate +.1": 0.1}
 """What objectives that judge labels are told instead of the true rate, the difference to it."""
+AT_ONCE = ", at once"
+"""Without a ramp: what trust condemns is left out from the first batch on."""
 
 
 class Head(nn.Module):
@@ -73,26 +75,26 @@ class Head(nn.Module):
 
 
 class Training(NamedTuple):
-    """A row of the tables: which head is trained, and what the objective is told of the labels; AT_ONCE has no ramp."""
+    """A row of the tables: which head is trained, what the objective is told, and how soon it leaves labels out."""
 
     kind: str
     decay: float
     objective: str
     told: str
+    ramp_epochs: float = RAMP_EPOCHS
 
 
 def train(data: Pairs, pairs: np.ndarray, row: Training, noise: Noise, seed: int) -> Any:
     """Scores (arguments,) of a head trained on (pairs, 2) of chosen and rejected arguments."""
-    objective, ramp_epochs = row.objective, 0.0 if row.told == AT_ONCE else RAMP_EPOCHS
     torch.manual_seed(seed)
     embeddings = torch.from_numpy(data.embeddings)
-    heads = nn.ModuleList(Head(embeddings.shape[1], row.kind) for _ in range(2 if objective in TWINS else 1))
+    heads = nn.ModuleList(Head(embeddings.shape[1], row.kind) for _ in range(2 if row.objective in TWINS else 1))
     optimiser = torch.optim.AdamW(heads.parameters(), LEARNING_RATE, weight_decay=row.decay)
     generator = torch.Generator().manual_seed(seed)
     verdict = noise.verdict()
     chosen, rejected = (embeddings[side] for side in pairs.T)
     for epoch in range(EPOCHS):
-        mass = mass_schedule(epoch, WARMUP_EPOCHS, ramp_epochs, noise.rate)
+        mass = mass_schedule(epoch, WARMUP_EPOCHS, row.ramp_epochs, noise.rate)
         for rows in torch.randperm(len(pairs), generator=generator).split(BATCH):
             margins = [head(chosen[rows]) - head(rejected[rows]) for head in heads]
             doubt = torch.from_numpy(verdict.doubt)[rows].float() if verdict else torch.zeros(len(rows))
@@ -101,7 +103,7 @@ def train(data: Pairs, pairs: np.ndarray, row: Training, noise: Noise, seed: int
             known = (mass, noise.rate, doubt, believed, TRANSPORT)
             batch = RewardBatch(points, logits, labels, *known, peer_logits=labels * margins[-1])
             optimiser.zero_grad()
-            OBJECTIVES[objective](batch)[0].backward()
+            OBJECTIVES[row.objective](batch)[0].backward()
             optimiser.step()
     with torch.inference_mode():
         return heads[0](embeddings).numpy()
@@ -112,10 +114,15 @@ def list_rows(wanted: re.Pattern[str]) -> dict[str, Training]:
     rows = {
         f"{kind} {decay:g} {objective}{told}": Training(kind, decay, objective, told)
         for kind, decays in DECAYS.items()
-        for objective, told in itertools.product(OBJECTIVES, (UNTOLD, *TOLD_RATES, BY_TOPIC, AT_ONCE))
-        if (objective in JUDGED) == (told != UNTOLD) and (told != AT_ONCE or objective == "selective")
+        for objective, told in itertools.product(OBJECTIVES, (UNTOLD, *TOLD_RATES, BY_TOPIC))
+        if (objective in JUDGED) == (told != UNTOLD)
         for decay in decays
         if not TOLD_RATES.get(told) or (kind == "mlp" and decay == 0)
+    }
+    rows |= {
+        f"{name}{AT_ONCE}": row._replace(ramp_epochs=0.0)
+        for name, row in rows.items()
+        if (row.objective, row.told) == ("selective", "")
     }
     return {name: row for name, row in rows.items() if wanted.search(name)}
 
@@ -132,7 +139,7 @@ def run_cell(data: Pairs, noise: str, fold: int, seed: int, rows: dict[str, Trai
     rate, topics = float(flipped.mean()), data.topic[is_train].tolist()
     known = {
         told: study(data, pairs, topics, min(0.49, rate), told, seed)
-        for told in dict.fromkeys(row.told.removesuffix(AT_ONCE) for row in rows.values())
+        for told in dict.fromkeys(row.told for row in rows.values())
     }
     gold = np.stack([data.better, data.worse], 1)[is_test]
     longer = data.lengths[gold[:, 0]] - data.lengths[gold[:, 1]]
@@ -140,7 +147,7 @@ def run_cell(data: Pairs, noise: str, fold: int, seed: int, rows: dict[str, Trai
         zip(UNTRAINED, (measure(np.zeros(len(gold))), measure(longer)), strict=True)
     )
     for name, row in rows.items():
-        scores = train(data, pairs, row, known[row.told.removesuffix(AT_ONCE)], seed)
+        scores = train(data, pairs, row, known[row.told], seed)
         seen = measure(scores[sides[is_validation, 0]] - scores[sides[is_validation, 1]])
         found = measure(scores[gold[:, 0]] - scores[gold[:, 1]])
         results[name] = {**found, "validation": seen["auroc"]}

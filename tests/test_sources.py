@@ -181,6 +181,16 @@ def test_a_folder_that_is_no_data_set(tmp_path: Path) -> None:
         load_source(source("data"), "sft", tmp_path)
 
 
+def test_a_folder_with_letters_that_are_no_text(tmp_path: Path) -> None:
+    import datasets
+    import pyarrow
+
+    letters = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"w1\xff"]).buffers())
+    datasets.Dataset(pyarrow.table({"prompt": letters, "completion": ["w2"]})).save_to_disk(tmp_path / "data")
+    with pytest.raises(UserError, match=r"data holds text that is no UTF-8 \(.*\); save it again$"):
+        load_source(source("data"), "sft", tmp_path)
+
+
 def test_nulls_and_other_types_pass(tmp_path: Path) -> None:
     rows: list[Row] = [
         {"prompt": None, "completion": 5},

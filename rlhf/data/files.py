@@ -279,9 +279,14 @@ def _read_folder(path: Path, shown: str) -> Iterator[Placed]:
 
 
 def dataset_rows(dataset: Dataset, shown: str) -> Iterator[Placed]:
-    """The rows of a data set with their numbers, a batch at a time. Raises UserError as `plain_row` does."""
+    """The rows of a data set with their numbers, a batch at a time. Raises UserError as `plain_row` does, and for text
+    that is no UTF-8.
+    """
     batches: Any = dataset.with_format("arrow").iter(BATCH)
-    return _numbered((row for batch in batches for row in batch.to_pylist()), shown)
+    try:
+        yield from _numbered((row for batch in batches for row in batch.to_pylist()), shown)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown} holds text that is no UTF-8 ({error}); save it again") from None
 
 
 def _numbered(rows: Iterable[Row], shown: str) -> Iterator[Placed]:
