@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from typing import Any
+from uuid import UUID
 
 from prefect import allow_failure, flow
 from prefect.exceptions import TerminationSignal
@@ -19,6 +20,7 @@ from prefect.runtime import flow_run
 from prefect.states import State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.ownership import end_lost_runs
 from flows.results import conclude, count_progress, publish, show
 from rlhf.errors import UserError
 from rlhf.params_file import load_params
@@ -38,6 +40,7 @@ def align(parallel: int | None = None, max_hours: float = 72.0) -> State[Any]:
         ThreadPoolTaskRunner(parallel or _places()) as runner,
         open_workspace(find_root(), max_hours) as workspace,
     ):
+        end_lost_runs(workspace.paths, UUID(flow_run.id))
         params = load_params(workspace.paths.params)
         workspace.environment = stage_environment(flow_run.id, flow_run.name)
         workspace.stale = find_stale(workspace)

@@ -6,19 +6,20 @@ import argparse
 import os
 import sys
 import threading
+from contextlib import suppress
 from zoneinfo import ZoneInfo
 
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.alignment import align
+from flows.ownership import check_schedule, end_lost_runs, workspace_tag
 from flows.servers import answers, check_port, prefect_server, run_server, wait_until_up
 from rlhf.errors import UserError
 from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
 from tasks.processes import start_keeper, stop_processes
-from tasks.stage import check_workspace
+from tasks.stage import BusyError, check_workspace, open_workspace
 
 NAME = "scheduled"
 
@@ -27,18 +28,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until Ctrl-C; the exit status is 0, or 1 (explained on stderr)."""
     options = _parse(arguments)
     try:
-        serve(read_cron(options.cron, options.timezone), options.parallel, options.port)
+        serve(read_cron(options.cron, options.timezone), options.parallel, options.port, options.name)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def serve(schedule: Schedule, parallel: int | None = None, port: int = 4200) -> None:
+def serve(schedule: Schedule, parallel: int | None = None, port: int = 4200, name: str = NAME) -> None:
     """Run the flow by the schedule, in this workspace, until Ctrl-C.
 
     Without PREFECT_API_URL it uses the server on `port`, or starts one: Prefect's temporary servers keep
-    no schedules. Raises UserError where the workspace or its params are unfit.
+    no schedules. Never two at once: by `limit`, which this process keeps, and by the workspace's lock; a limit on
+    the server would be held for ever by a run whose process was killed. Raises UserError where the workspace or
+    its params are unfit, or another workspace serves a schedule of that name.
     """
     paths = Paths(find_root())
     check_workspace(paths.root)
@@ -46,14 +49,12 @@ def serve(schedule: Schedule, parallel: int | None = None, port: int = 4200) -> 
     os.chdir(paths.root)
     start_keeper()
     with temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or _local_server(port, paths)}):
+        check_schedule(paths, f"{align.name}/{name}")
+        with suppress(BusyError), open_workspace(paths.root):
+            end_lost_runs(paths)
+        tags = [workspace_tag(paths)]
         try:
-            align.serve(
-                name=NAME,
-                schedule=schedule,
-                parameters={"parallel": parallel},
-                global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-                limit=1,
-            )
+            align.serve(name=name, schedule=schedule, parameters={"parallel": parallel}, tags=tags, limit=1)
         finally:
             stop_processes()
 
@@ -90,6 +91,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--timezone", default="UTC", help="of the cron line (default: UTC)")
     parser.add_argument("--parallel", type=int, help="policies trained at a time")
     parser.add_argument("--port", type=int, default=4200, help="of Prefect's server, where PREFECT_API_URL is not set")
+    parser.add_argument("--name", default=NAME, help="of the schedule on Prefect's server (default: scheduled)")
     return parser.parse_args(arguments)
 
 

@@ -17,12 +17,13 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.tasks import Task
 
 from tasks.processes import Process, StoppedError, run_process
-from tasks.workspace import DVC, Workspace, check_workspace, find_stale, open_workspace, stage_environment
+from tasks.workspace import DVC, BusyError, Workspace, check_workspace, find_stale, open_workspace, stage_environment
 
 __all__ = [
     "SKIPPED",
     "UNEXPECTED",
     "UNCHANGED",
+    "BusyError",
     "Workspace",
     "check_workspace",
     "find_stale",

@@ -20,6 +20,10 @@ from tasks.tracking.lineage import flow_environment
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
 
 
+class BusyError(UserError):
+    """Another flow is at work in the workspace."""
+
+
 @dataclass
 class Workspace:
     """What a flow knows of its stages while it runs."""
@@ -48,7 +52,7 @@ _held: list[Path] = []
 def open_workspace(root: Path, max_hours: float = 72.0) -> Iterator[Workspace]:
     """Hold the workspace for one flow; every process of the flow ends with the block or with this process.
 
-    Raises UserError where `root` is no workspace in a git repository, or another flow is at work in it.
+    Raises UserError where `root` is no workspace in a git repository, BusyError where another flow is at work in it.
     """
     check_workspace(root)
     workspace = Workspace(Paths(root), max_hours)
@@ -73,7 +77,7 @@ def _lock(paths: Paths) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(
+            raise BusyError(
                 f"another flow (process {file.read().strip() or 'unknown'}) is at work in {paths.root}; "
                 "wait for its end, stop it, or use a second clone"
             ) from None

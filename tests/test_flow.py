@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -17,15 +19,18 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import psutil
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Pending, Running, Scheduled, State
 from prefect.testing.utilities import prefect_test_harness
 
-from flows import alignment, schedule, servers
+from flows import alignment, ownership, schedule, servers
 from rlhf.errors import UserError
 from tasks import processes
 from tasks.paths import Paths
@@ -33,6 +38,7 @@ from tests.tiny import ROOT, change_params
 
 POLICIES = ("ppo", "dpo", "grpo")
 PATIENCE_MS = 120_000
+AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 STAGE = '''
 """Stands for every stage: writes its output, or does what the file named after it says."""
 import json, os, pathlib, signal, sys
@@ -227,6 +233,48 @@ def test_a_schedule_becomes_runs() -> None:
     assert {time.astimezone(ZoneInfo("Europe/Berlin")).hour for time in times if time} == {2}
 
 
+@pytest.fixture
+def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def test_only_what_this_workspace_has_lost_is_marked_as_crashed(client: SyncPrefectClient, workspace: Path) -> None:
+    tag = ownership.workspace_tag(Paths(workspace))
+
+    def run(tag: str, state: State[Any]) -> UUID:
+        return client.create_flow_run(alignment.align, parameters={}, tags=[tag, "mine"], state=state).id
+
+    lost = [run(tag, Running()), run(tag, Pending())]
+    others = [run(f"{workspace.name}-0", Running()), run(tag, Scheduled())]
+    own = run("", Running())
+    ownership.end_lost_runs(Paths(workspace), own)
+    states = {one: client.read_flow_run(one).state for one in (*lost, *others, own)}
+    assert all(state and state.is_crashed() and state.message == ownership.LOST for state in map(states.get, lost))
+    assert not any(state and state.is_final() for state in map(states.get, (*others, own)))
+    assert set(client.read_flow_run(own).tags) >= {tag, "mine"}
+    for one in (*others, own):
+        client.delete_flow_run(one)
+
+
+def test_a_copied_workspace_has_a_tag_of_its_own(workspace: Path) -> None:
+    tag = ownership.workspace_tag(Paths(workspace))
+    copy = shutil.copytree(workspace, workspace.parent / "copies" / workspace.name)
+    assert ownership.workspace_tag(Paths(workspace)) == tag
+    assert ownership.workspace_tag(Paths(copy)) != tag
+
+
+def test_a_schedule_that_another_workspace_serves_is_not_taken_over(
+    client: SyncPrefectClient, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployment = alignment.align.to_deployment("nightly", tags=["other-1"]).apply()
+    ownership.check_schedule(Paths(workspace), "alignment/nightly")  # nobody serves it
+    client.get_scheduled_flow_runs_for_deployments([deployment])  # as who serves it does
+    assert schedule.main(["--cron", "0 2 * * *", "--name", "nightly"]) == 1
+    message = "the schedule alignment/nightly on Prefect's server is being served by other-1; .*--name nights\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
+
+
 def test_artifacts_hold_results_and_links(prefect_api: str, workspace: Path) -> None:
     assert alignment.main([]) == 0
     with get_client(sync_client=True) as client:
@@ -394,6 +442,10 @@ def test_no_process_outlives_the_flow_and_the_next_run_goes_on(
     (workspace / "order-sft").unlink()
     assert alignment.main([]) == 0
     assert _ran(workspace)[0] == "sft"
+    with get_client(sync_client=True) as client:
+        runs = [run for run in client.read_flow_runs() if ownership.workspace_tag(Paths(workspace)) in run.tags]
+    assert [run.name for run in runs if run.state_type in AT_WORK] == []
+    assert len(runs) == 2
 
 
 def _carries(process: psutil.Process, mark: str) -> bool:
@@ -401,6 +453,50 @@ def _carries(process: psutil.Process, mark: str) -> bool:
         return process.environ().get(processes.MARK) == mark
     except psutil.Error:
         return False
+
+
+@contextlib.contextmanager
+def _serving(workspace: Path, api: str) -> Iterator[Callable[[str], None]]:
+    """Serve the schedule in a process of its own, killed in the end with all it has started; wait for lines of it."""
+    environment = os.environ | {"DVC_ROOT": str(workspace), "PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
+    environment["PREFECT_RUNNER_POLL_FREQUENCY"] = "1"
+    command = [sys.executable, "-m", "flows.schedule", "--cron", "0 2 * * *"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as server:
+        alarm = threading.Timer(PATIENCE_MS / 1000, server.kill)
+        alarm.start()
+
+        def wait_for(line: str) -> None:
+            assert server.stdout
+            seen = list(itertools.takewhile(lambda printed: not re.search(line, printed), server.stdout))
+            assert server.poll() is None, "".join(seen)
+
+        try:
+            wait_for("is being served")
+            yield wait_for
+        finally:
+            alarm.cancel()
+            for process in (psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)):
+                process.kill()
+
+
+def test_a_schedule_whose_run_was_killed_with_it_goes_on(
+    prefect_api: str, client: SyncPrefectClient, workspace: Path
+) -> None:
+    def order_run() -> UUID:
+        deployment = client.read_deployment_by_name("alignment/scheduled")
+        return client.create_flow_run_from_deployment(deployment.id).id
+
+    (workspace / "order-sft").write_text("wait", encoding="utf-8")
+    with _serving(workspace, prefect_api) as wait_for:
+        lost = order_run()
+        wait_for("Beginning flow run")
+    (workspace / "order-sft").unlink()
+    with _serving(workspace, prefect_api) as wait_for:
+        assert client.read_flow_run(lost).state_type == StateType.CRASHED
+        again = order_run()
+        wait_for(r"Flow run .* Finished in state Completed")
+    assert client.read_flow_run(again).state_type == StateType.COMPLETED
 
 
 def test_stages_know_the_flow_they_belong_to(prefect_api: str, workspace: Path) -> None:
