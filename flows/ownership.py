@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import UUID, uuid4, uuid5
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
@@ -23,7 +23,7 @@ def workspace_tag(paths: Paths) -> str:
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         path.write_text(str(uuid4()), encoding="utf-8")
-    identity = uuid5(UUID(path.read_text(encoding="utf-8")), str(paths.root))
+    identity = uuid5(NAMESPACE_URL, f"{path.read_text(encoding='utf-8', errors='replace')} {paths.root}")
     return f"{paths.root.name}-{identity.hex[:8]}"
 
 

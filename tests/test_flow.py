@@ -262,6 +262,8 @@ def test_a_copied_workspace_has_a_tag_of_its_own(workspace: Path) -> None:
     copy = shutil.copytree(workspace, workspace.parent / "copies" / workspace.name)
     assert ownership.workspace_tag(Paths(workspace)) == tag
     assert ownership.workspace_tag(Paths(copy)) != tag
+    (workspace / ".alignflow" / "workspace").write_bytes(b"\xff")  # as after a power cut
+    assert re.fullmatch(f"{workspace.name}-[0-9a-f]{{8}}", ownership.workspace_tag(Paths(workspace)))
 
 
 def test_a_schedule_that_another_workspace_serves_is_not_taken_over(
