@@ -22,6 +22,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.ownership import end_lost_runs
 from flows.results import conclude, count_progress, publish, show
+from flows.servers import check_api
 from rlhf.errors import UserError
 from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
@@ -109,6 +110,7 @@ def run(parallel: int | None = None, max_hours: float = 72.0) -> int:
     paths = Paths(find_root())
     with open_workspace(paths.root):
         load_params(paths.params)
+        check_api()
         logging.getLogger("httpx").setLevel(logging.WARNING)
         state = align(parallel, max_hours, return_state=True)
     show(paths, state)

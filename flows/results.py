@@ -6,10 +6,12 @@ import itertools
 import json
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -43,7 +45,7 @@ def count_progress(workspace: Workspace, stages: int) -> None:
     done, lock = itertools.count(1), threading.Lock()
 
     def advance() -> None:
-        with lock:
+        with lock, _courtesy("the run's progress"):
             update_progress_artifact(artifact, progress=100.0 * next(done) / stages)
 
     workspace.on_end = advance
@@ -52,9 +54,21 @@ def count_progress(workspace: Workspace, stages: int) -> None:
 def publish(workspace: Workspace, states: dict[str, State[Any]], seconds: float) -> None:
     """Leave the table of policies and a page with stages, durations and links as artifacts of the flow run."""
     rows = read_rows(workspace.paths) if states["evaluate"].is_completed() else []
-    if rows:
-        create_table_artifact(table=rows, key="alignment-policies", description="Policies on the same held-out prompts")
-    create_markdown_artifact(_page(workspace, states, rows, seconds), key="alignment-results", description="Results")
+    page = _page(workspace, states, rows, seconds)
+    with _courtesy("the table of results"):
+        if rows:
+            text = "Policies on the same held-out prompts"
+            create_table_artifact(table=rows, key="alignment-policies", description=text)
+        create_markdown_artifact(page, key="alignment-results", description="Results")
+
+
+@contextmanager
+def _courtesy(what: str) -> Iterator[None]:
+    """Where Prefect's server is away, a training must not fail for what is only shown there."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        get_run_logger().warning("Prefect's server did not take %s (%s); the run goes on", what, error)
 
 
 def read_rows(paths: Paths) -> list[dict[str, Any]]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from zoneinfo import ZoneInfo
 
+import httpx
+from prefect.client.orchestration import get_client
 from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.alignment import align
 from flows.ownership import check_schedule, end_lost_runs, workspace_tag
-from flows.servers import answers, check_port, prefect_server, run_server, wait_until_up
+from flows.servers import answers, check_api, check_port, keep_server, prefect_server, wait_until_up
 from rlhf.errors import UserError
 from rlhf.params_file import load_params
 from tasks.paths import Paths, find_root
@@ -22,6 +27,8 @@ from tasks.processes import start_keeper, stop_processes
 from tasks.stage import BusyError, check_workspace, open_workspace
 
 NAME = "scheduled"
+PAUSE_SECONDS = 10.0
+"""Between two questions to a server that does not answer."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,14 +56,31 @@ def serve(schedule: Schedule, parallel: int | None = None, port: int = 4200, nam
     os.chdir(paths.root)
     start_keeper()
     with temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or _local_server(port, paths)}):
+        check_api()
         check_schedule(paths, f"{align.name}/{name}")
         with suppress(BusyError), open_workspace(paths.root):
             end_lost_runs(paths)
         tags = [workspace_tag(paths)]
         try:
-            align.serve(name=name, schedule=schedule, parameters={"parallel": parallel}, tags=tags, limit=1)
+            _outlast_outages(
+                lambda: align.serve(name, schedule=schedule, parameters={"parallel": parallel}, tags=tags, limit=1)
+            )
         finally:
             stop_processes()
+
+
+def _outlast_outages(serve: Callable[[], None]) -> None:
+    """Prefect's runner gives up after some minutes without its server; serve anew once that answers again."""
+    while True:
+        try:
+            return serve()
+        except (httpx.HTTPError, RuntimeError, ExceptionGroup) as error:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the runner would do needs the server
+            print(f"Prefect's runner gave up ({error}); it begins anew when its server answers", file=sys.stderr)
+        with get_client(sync_client=True) as client:
+            time.sleep(PAUSE_SECONDS)
+            while client.api_healthcheck():
+                time.sleep(PAUSE_SECONDS)
 
 
 def read_cron(cron: str, timezone: str) -> Schedule:
@@ -72,11 +96,13 @@ def read_cron(cron: str, timezone: str) -> Schedule:
 
 
 def _local_server(port: int, paths: Paths) -> str:
-    """The API's address of the server on `port`, started in the background where none answers."""
+    """The API's address of the server on `port`, which is started in the background whenever there is none."""
     server = prefect_server(port)
-    if not answers(server):
+    there = answers(server)
+    if not there:
         check_port(server)
-        threading.Thread(target=run_server, args=(server, paths.root), daemon=True).start()
+    threading.Thread(target=keep_server, args=(server, paths.root), daemon=True).start()
+    if not there:
         if not wait_until_up(server):
             raise UserError(
                 f"Prefect's server did not answer at {server.address}; start it with `make ui` and try again"

@@ -12,6 +12,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
+
 from rlhf.errors import UserError
 from tasks.paths import EXPERIMENT, Paths
 from tasks.processes import Process, StoppedError, run_process, start_keeper, stop_processes
@@ -19,6 +22,7 @@ from tasks.processes import Process, StoppedError, run_process, start_keeper, st
 HOST = "127.0.0.1"
 _PATIENCE_SECONDS = 180.0
 _POLL_SECONDS = 0.3
+_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -111,19 +115,45 @@ def check_port(server: Server) -> None:
             ) from None
 
 
-def run_server(server: Server, folder: Path) -> None:
-    """Run a server until it ends or is stopped; what it prints is shown only where it ends by itself."""
+def keep_server(server: Server, folder: Path) -> None:
+    """Run the server whenever nothing listens on its port, also after it has ended by itself, until it is stopped."""
+    while _is_taken(server) or run_server(server, folder):
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _is_taken(server: Server) -> bool:
+    try:
+        check_port(server)
+    except UserError:
+        return True
+    return False
+
+
+def check_api() -> None:
+    """Raise UserError where Prefect is told of a server, as by PREFECT_API_URL, that does not answer."""
+    if address := PREFECT_API_URL.value():
+        with get_client(sync_client=True) as client:
+            if reason := client.api_healthcheck():
+                raise UserError(
+                    f"Prefect's server at {address} does not answer ({reason}); start it, or unset PREFECT_API_URL to "
+                    "have one on this machine"
+                )
+
+
+def run_server(server: Server, folder: Path) -> bool:
+    """Run a server until it ends by itself (true), when its last lines are shown, or is stopped."""
     lines: list[str] = []
     environment = os.environ | {"PREFECT_API_URL": "", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
     try:
         run_process(Process(server.command, folder, environment, float("inf")), lines.append)
     except StoppedError:
-        return
+        return False
     for line in lines[-20:]:
         print(f"{server.name} | {line}", file=sys.stderr)
+    return True
 
 
-def wait_until_up(server: Server, running: Future[None] | None = None) -> bool:
+def wait_until_up(server: Server, running: Future[bool] | None = None) -> bool:
     """Whether the server answers before it ends and before our patience does."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline and not (running and running.done()):

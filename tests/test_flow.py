@@ -22,15 +22,16 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Pending, Running, Scheduled, State
 from prefect.testing.utilities import prefect_test_harness
 
-from flows import alignment, ownership, schedule, servers
+from flows import alignment, ownership, results, schedule, servers
 from rlhf.errors import UserError
 from tasks import processes
 from tasks.paths import Paths
@@ -290,6 +291,50 @@ def test_artifacts_hold_results_and_links(prefect_api: str, workspace: Path) -> 
     assert "reports/evaluate/report.html" in page
     assert [row["policy"] for row in json.loads(newest["alignment-policies"].data)] == ["dpo", "sft"]
     assert newest["alignment-progress"].data == 100.0
+
+
+def test_what_prefect_would_only_show_fails_no_stage(
+    prefect_api: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("connection refused")
+
+    monkeypatch.setattr(results, "update_progress_artifact", refuse)
+    monkeypatch.setattr(results, "create_markdown_artifact", refuse)
+    assert alignment.main([]) == 0
+    assert _ran(workspace)[-1] == "promote"
+    for what in ("the run's progress", "the table of results"):
+        assert f"Prefect's server did not take {what} (connection refused); the run goes on" in caplog.text
+
+
+def test_a_schedule_outlasts_its_server(
+    prefect_api: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = iter([RuntimeError("Service exceeded error threshold."), ExceptionGroup("errors", [OSError()]), None])
+
+    def serve(*_: object, **__: object) -> None:
+        if error := next(ends):
+            raise error
+
+    monkeypatch.setattr(alignment.align, "serve", serve)
+    monkeypatch.setattr(schedule, "PAUSE_SECONDS", 0.0)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert schedule.main(["--cron", "0 2 * * *"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert next(ends, "all taken") == "all taken"
+    assert capsys.readouterr().err.count("it begins anew when its server answers") == 2
+
+
+@pytest.mark.parametrize("command", [alignment.main, lambda _: schedule.main(["--cron", "0 2 * * *"])])
+def test_a_server_that_does_not_answer_is_named(
+    command: Callable[[list[str]], int], workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"http://{servers.HOST}:{_free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert command([]) == 1
+    assert f"Prefect's server at {address} does not answer (" in capsys.readouterr().err
 
 
 # What ends before Prefect is asked ----------------------------------------------------------------
@@ -552,6 +597,23 @@ def _assert_gone(lines: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("fresh_processes")
+@pytest.mark.usefixtures("fresh_processes")
+def test_a_server_that_ended_by_itself_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_PAUSE_SECONDS", 0.0)
+    os.mkfifo(tmp_path / "starts")
+    command = [sys.executable, "-c", "open('starts', 'w').write('x')"]
+    server = servers.Server("Prefect", _free_port(), command, "/api/health")
+    keeper = threading.Thread(target=servers.keep_server, args=(server, tmp_path))
+    keeper.start()
+    for _ in range(3):
+        assert (tmp_path / "starts").read_text() == "x"
+    reader = os.open(tmp_path / "starts", os.O_RDONLY | os.O_NONBLOCK)  # lets a fourth one end
+    processes.stop_processes()
+    keeper.join(PATIENCE_MS / 1000)
+    os.close(reader)
+    assert not keeper.is_alive()
+
+
 def test_an_interruption_ends_the_process_first(tmp_path: Path) -> None:
     lines: list[str] = []
 
