@@ -56,17 +56,20 @@ def prefect_server(port: int) -> Server:
 
 
 def open_interfaces(paths: Paths, mlflow_port: int, prefect_port: int) -> int:
-    """Serve MLflow and Prefect until Ctrl-C; of what runs elsewhere, by the environment, print the address alone.
+    """Serve MLflow and Prefect until Ctrl-C; of what runs elsewhere, or here already, print the address alone.
 
     Returns the exit status. Raises UserError where a port is taken, before anything starts.
     """
     elsewhere = {"MLflow": os.environ.get("MLFLOW_TRACKING_URI", ""), "Prefect": os.environ.get("PREFECT_API_URL", "")}
-    for name, address in elsewhere.items():
-        if address.startswith("http"):
-            print(f"{name:8s}{address} (from the environment)")
-    servers = [mlflow_server(paths, mlflow_port), prefect_server(prefect_port)]
-    servers = [server for server in servers if not elsewhere[server.name].startswith("http")]
-    return serve(servers, paths.root) if servers else 0
+    wanted: list[Server] = []
+    for server in (mlflow_server(paths, mlflow_port), prefect_server(prefect_port)):
+        if elsewhere[server.name].startswith("http"):
+            print(f"{server.name:8s}{elsewhere[server.name]} (from the environment)")
+        elif server.name == "Prefect" and answers(server):  # as beneath a schedule; MLflow's may be another workspace's
+            print(f"{server.name:8s}{server.address} (running already)")
+        else:
+            wanted.append(server)
+    return serve(wanted, paths.root) if wanted else 0
 
 
 def serve(servers: list[Server], folder: Path) -> int:

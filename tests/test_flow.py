@@ -414,6 +414,16 @@ def test_a_port_in_use_is_named_with_the_way_out(tmp_path: Path, monkeypatch: py
             servers.open_interfaces(Paths(tmp_path), _free_port(), port)
 
 
+def test_a_prefect_that_runs_already_is_not_started_again(
+    prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    port = int(prefect_api.split(":")[-1].split("/")[0])
+    assert servers.open_interfaces(Paths(tmp_path), _free_port(), port) == 0
+    assert f"Prefect http://{servers.HOST}:{port} (running already)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_mlflow_opens_at_our_runs_once_there_are_some(there: bool) -> None:
     class Store(BaseHTTPRequestHandler):
