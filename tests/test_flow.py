@@ -118,6 +118,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / ".dvc" / "config", root / ".dvc")
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.chdir(Path.cwd())  # a schedule changes to its workspace; afterwards the tests are back
     return root
 
 
@@ -607,7 +608,6 @@ def _assert_gone(lines: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("fresh_processes")
-@pytest.mark.usefixtures("fresh_processes")
 def test_a_server_that_ended_by_itself_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "_PAUSE_SECONDS", 0.0)
     os.mkfifo(tmp_path / "starts")
@@ -624,6 +624,7 @@ def test_a_server_that_ended_by_itself_is_started_again(tmp_path: Path, monkeypa
     assert not keeper.is_alive()
 
 
+@pytest.mark.usefixtures("fresh_processes")
 def test_an_interruption_ends_the_process_first(tmp_path: Path) -> None:
     lines: list[str] = []
 
