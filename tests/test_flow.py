@@ -614,13 +614,16 @@ def test_a_server_that_ended_by_itself_is_started_again(tmp_path: Path, monkeypa
     command = [sys.executable, "-c", "open('starts', 'w').write('x')"]
     server = servers.Server("Prefect", _free_port(), command, "/api/health")
     keeper = threading.Thread(target=servers.keep_server, args=(server, tmp_path))
+    starts = os.open(tmp_path / "starts", os.O_RDWR)
     keeper.start()
-    for _ in range(3):
-        assert (tmp_path / "starts").read_text() == "x"
-    reader = os.open(tmp_path / "starts", os.O_RDONLY | os.O_NONBLOCK)  # lets a fourth one end
-    processes.stop_processes()
-    keeper.join(PATIENCE_MS / 1000)
-    os.close(reader)
+    try:
+        for _ in range(3):
+            assert select.select([starts], [], [], PATIENCE_MS / 1000)[0], "it was not started again"
+            os.read(starts, 1)
+    finally:
+        processes.stop_processes()
+        keeper.join(PATIENCE_MS / 1000)
+        os.close(starts)
     assert not keeper.is_alive()
 
 
