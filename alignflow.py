@@ -88,11 +88,13 @@ def schedule(
     cron: Annotated[str, typer.Option(help='When to run, as "0 2 * * *".')],
     timezone: Annotated[str, typer.Option(help="Of the cron line.")] = "UTC",
     parallel: Parallel = None,
+    port: Annotated[int, typer.Option(help="Of Prefect's server, where PREFECT_API_URL is not set.")] = 4200,
+    name: Annotated[str, typer.Option(help="Of the schedule on Prefect's server.")] = "scheduled",
 ) -> None:
     """Serve scheduled runs until Ctrl-C, never two at once."""
     from flows import schedule as scheduling
 
-    arguments = ["--cron", cron, "--timezone", timezone]
+    arguments = ["--cron", cron, "--timezone", timezone, "--port", str(port), "--name", name]
     raise typer.Exit(scheduling.main(arguments + (["--parallel", str(parallel)] if parallel else [])))
 
 

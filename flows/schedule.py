@@ -33,7 +33,7 @@ PAUSE_SECONDS = 10.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until Ctrl-C; the exit status is 0, or 1 (explained on stderr)."""
-    options = _parse(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         serve(read_cron(options.cron, options.timezone), options.parallel, options.port, options.name)
     except UserError as error:
@@ -111,14 +111,15 @@ def _local_server(port: int, paths: Paths) -> str:
     return f"{server.address}/api"
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of a schedule; `alignflow schedule` has the same."""
     parser = argparse.ArgumentParser(prog="python -m flows.schedule", description=__doc__)
     parser.add_argument("--cron", required=True, help='when to run, as "0 2 * * *" (every night at two)')
     parser.add_argument("--timezone", default="UTC", help="of the cron line (default: UTC)")
     parser.add_argument("--parallel", type=int, help="policies trained at a time")
     parser.add_argument("--port", type=int, default=4200, help="of Prefect's server, where PREFECT_API_URL is not set")
     parser.add_argument("--name", default=NAME, help="of the schedule on Prefect's server (default: scheduled)")
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

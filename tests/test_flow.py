@@ -30,7 +30,9 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Pending, Running, Scheduled, State
 from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner
 
+import alignflow
 from flows import alignment, ownership, results, schedule, servers
 from rlhf.errors import UserError
 from tasks import processes
@@ -393,6 +395,12 @@ def test_a_pipeline_that_dvc_cannot_read_is_refused_with_its_reason(workspace: P
 def test_a_bad_cron_line_is_refused(cron: str, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert schedule.main(["--cron", cron]) == 1
     assert f"--cron {cron!r}" in capsys.readouterr().err
+
+
+def test_both_commands_of_a_schedule_take_the_same_options() -> None:
+    helps = [schedule.make_parser().format_help(), CliRunner().invoke(alignflow.app, ["schedule", "--help"]).output]
+    known, taken = (set(re.findall(r"--\w+", text)) for text in helps)
+    assert {"--cron", "--name"} < known == taken
 
 
 def test_an_unknown_timezone_is_refused() -> None:
