@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +78,42 @@ def show(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Differences of accuracy to Bradley-Terry, one panel per kind of noise, for the head that memorises."""
+    """Differences of accuracy to Bradley-Terry: a row of panels per head, in it one per kind of noise that was run."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.1 * len(found) + 1.5, 5.5), layout="constrained")
-    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for panel, (noise, cells) in zip(panels, found.items(), strict=True):
-        rows = choose(cells, "mlp")
-        names = [name for name in rows if name not in ("constant", "bradley_terry")][::-1]
-        base = np.array([100 * result["accuracy"] for result in rows["bradley_terry"]])
-        gaps = [np.array([100 * result["accuracy"] for result in rows[name]]) - base for name in names]
-        colours = ["#b3261e" if "selective" in name else "#33658a" for name in names]
-        panel.barh(names, [gap.mean() for gap in gaps], color=colours)
-        errors = [gap.std(ddof=1) / len(gap) ** 0.5 for gap in gaps]
-        panel.errorbar([gap.mean() for gap in gaps], names, xerr=errors, fmt="none", color="black", linewidth=1)
-        panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_title(f"{noise}, {np.mean([cell['rate'] for cell in cells]):.0%} wrong")
-        panel.set_xlabel("accuracy against Bradley-Terry, points")
+    gaps = {kind: {noise: _gaps(cells, kind) for noise, cells in found.items()} for kind in HEADS}
+    names = {kind: _union(by_noise.values()) for kind, by_noise in gaps.items()}
+    kinds = [kind for kind in HEADS if names[kind]]
+    figure = Figure(figsize=(2.1 * len(found) + 2, sum(1 + 0.22 * len(names[kind]) for kind in kinds)))
+    figure.set_layout_engine("constrained")
+    heights = [len(names[kind]) for kind in kinds]
+    grid = figure.subplots(len(kinds), len(found), squeeze=False, height_ratios=heights, sharey="row")
+    for kind, panels in zip(kinds, grid, strict=True):
+        panels[0].set_yticks(range(len(names[kind])), names[kind][::-1])
+        panels[0].set_ylabel(f"{kind} head")
+        for panel, (noise, rows) in zip(panels, gaps[kind].items(), strict=True):
+            rate = np.mean([cell["rate"] for cell in found[noise]])
+            panel.set_title(f"{noise.replace('_', ' ')}, {rate:.0%} wrong", fontsize=9)
+            panel.axvline(0, color="black", linewidth=0.8)
+            for place, name in enumerate(names[kind][::-1]):
+                if name in rows:
+                    colour = "#b3261e" if "selective" in name else "#33658a"
+                    error = rows[name].std(ddof=1) / len(rows[name]) ** 0.5
+                    panel.barh(place, rows[name].mean(), xerr=error, color=colour, error_kw={"linewidth": 1})
+    figure.supxlabel("accuracy against Bradley-Terry, points, with the standard error of the paired difference")
     figure.savefig(path, dpi=110)
+
+
+def _gaps(cells: list[dict[str, Any]], kind: str) -> dict[str, np.ndarray]:
+    """(cells,) per row but the constant: points above the head's reference; nothing where that was not run."""
+    rows = choose(cells, kind)
+    if HEADS[kind] not in rows:
+        return {}
+    accuracy = {name: np.array([100 * result["accuracy"] for result in results]) for name, results in rows.items()}
+    base = accuracy[HEADS[kind]]
+    return {name: values - base for name, values in accuracy.items() if name not in ("constant", HEADS[kind])}
+
+
+def _union(rows: Iterable[dict[str, np.ndarray]]) -> list[str]:
+    """The rows of any panel, those without and with trust or topics in the order of the objectives' names."""
+    return sorted({name for by_name in rows for name in by_name}, key=lambda name: (name != "length only", name))
