@@ -134,6 +134,8 @@ def audit(
     actions = found.audit.actions
     print(f"{len(actions)} pairs judged, {found.audit.left_out} left out; noise rate {found.audit.rate:.3f}")
     print(", ".join(f"{action} {actions.count(action)}" for action in ACTIONS))
+    for grouping in found.audit.groupings:
+        print(f"labels are wrong together by {grouping}")
     print(f"the pairs side by side  {folder / 'audit.html'}\nall figures             {folder / 'audit.parquet'}")
     if apply:
         cleaned, removed = apply_audit(folder, found)

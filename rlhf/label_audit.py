@@ -14,6 +14,7 @@ from rlhf.base_models import PACKAGE
 from rlhf.data.formats import Row, completion_text, write_rows
 from rlhf.errors import UserError, first_line
 from rlhf.examples import sample_rows
+from rlhf.groupings import find_groupings
 from rlhf.models import on_device
 from rlhf.neighbours import find_contradictions
 from rlhf.noise import estimate_from_trust, estimate_noise_rate, orient_pairs
@@ -43,7 +44,8 @@ def audit_labels(
     """Judge each label of canonical preference rows by all others (rlhf.trust).
 
     `embedder` is a folder or hub id that `AutoModel` loads, or `package:NAME`; `noise_rate` None is estimated; `group`
-    names a column. Rows whose answers are no texts, or the same, are left out and counted.
+    names a column; without one, columns by which labels are wrong together are looked for. Rows whose answers are no
+    texts, or the same, are left out and counted.
     Raises UserError where no row is left, the embedder cannot be loaded, or a row lacks the group.
     """
     import numpy as np
@@ -68,8 +70,10 @@ def audit_labels(
         rate = estimate.rate
         trust = trust_labels(differences, answers, rate, seed, groups, surface)
     contradictions = find_contradictions(differences, seed)
+    groupings = find_groupings(usable, differences, surface, rate, seed) if groups is None else []
     ids, left_out = [row["id"] for row in usable], len(rows) - len(usable)
-    return AuditedRows(usable, LabelAudit(ids, texts, {}, groups, trust, contradictions, rate, estimate, left_out))
+    audit = LabelAudit(ids, texts, {}, groups, trust, contradictions, rate, estimate, left_out, groupings)
+    return AuditedRows(usable, audit)
 
 
 def _guess_rate(differences: np.ndarray, prompts: list[str], seed: int) -> float:

@@ -110,7 +110,7 @@ def trust_labels(
     if count < FEWEST:
         logger.warning("%d labels are too few to judge one by the others; all are trusted", count)
         return Trust(np.full(count, 1 - noise_rate), {}, np.full(count, 1 - noise_rate), np.zeros(count))
-    features = np.hstack([_reduce(differences, MOST_DIMENSIONS - surface.shape[1], seed), _scale(surface)])
+    features = _features(differences, surface, seed)
     names, member = np.unique(groups if groups is not None else [""] * count, return_inverse=True)
     rates = np.full(len(names), noise_rate)
     if len(names) > 2:
@@ -129,11 +129,31 @@ def trust_labels(
     return Trust(right, dict(zip(map(str, names), rates.tolist(), strict=True)), again, called_wrong)
 
 
+def rates_by_other_groups(
+    differences: np.ndarray, noise_rate: float, seed: int, groups: Sequence[str], surface: np.ndarray
+) -> dict[str, float]:
+    """The share of wrong labels of each group by models of the *other* groups' labels; of three groups or more.
+
+    Where it is not EVIDENCE nats better than `noise_rate`, and the logarithm of the number of groups as that many are
+    tried, it is that. Arguments and errors are those of `trust_labels`.
+    """
+    _check(differences, noise_rate)
+    names, member = np.unique(groups, return_inverse=True)
+    margins = _margins_by_other_groups(_features(differences, surface, seed), member, noise_rate, seed)
+    rates = _group_rates(margins, member, noise_rate, EVIDENCE + float(np.log(len(names))))
+    return dict(zip(map(str, names), rates.tolist(), strict=True))
+
+
 def _check(differences: np.ndarray, noise_rate: float) -> None:
     if not np.isfinite(differences).all():
         raise UserError("the embeddings are not finite; check the model they come from")
     if not 0 <= noise_rate < 0.5:
         raise UserError(f"the noise rate is {noise_rate}; labels can be judged by each other below 0.5 only")
+
+
+def _features(differences: np.ndarray, surface: np.ndarray, seed: int) -> np.ndarray:
+    """(pairs, at most MOST_DIMENSIONS) what the regression reads."""
+    return np.hstack([_reduce(differences, MOST_DIMENSIONS - surface.shape[1], seed), _scale(surface)])
 
 
 def _scale(differences: np.ndarray) -> np.ndarray:
@@ -221,8 +241,8 @@ def _margins_by_other_groups(features: np.ndarray, member: np.ndarray, noise_rat
     return _blend(tried, priors, wrong)[0]
 
 
-def _group_rates(margins: np.ndarray, member: np.ndarray, noise_rate: float) -> np.ndarray:
-    """(groups,) shares of wrong labels by expectation maximisation; the common rate where nothing speaks against it."""
+def _group_rates(margins: np.ndarray, member: np.ndarray, noise_rate: float, evidence: float = EVIDENCE) -> np.ndarray:
+    """(groups,) shares of wrong labels by expectation maximisation; the common rate without `evidence` against it."""
     count = np.bincount(member)
     rates = np.full(len(count), noise_rate)
     for _ in range(30):
@@ -231,7 +251,7 @@ def _group_rates(margins: np.ndarray, member: np.ndarray, noise_rate: float) -> 
         rates = (np.bincount(member, wrong) + PRIOR_PAIRS * noise_rate) / (count + PRIOR_PAIRS)
     common = np.log(likelihood(margins, np.full(len(margins), noise_rate)))
     gain = np.bincount(member, np.log(likelihood(margins, rates[member])) - common)
-    return np.where(gain > EVIDENCE, rates, noise_rate)
+    return np.where(gain > evidence, rates, noise_rate)
 
 
 @dataclass(frozen=True)
