@@ -1,6 +1,6 @@
 """The embedded world under several seeds: every policy's figures and the time of each stage, as a Markdown table.
 
-python benchmarks/default_world.py --seeds 17 1 2 --folder /tmp/worlds
+python benchmarks/default_world.py --folder /tmp/worlds [--seeds 17 1 2 3]
 
 Each seed runs in a clone of its own under the folder; a clone that is complete is not run again.
 """
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ("gold_reward", "gold_reward_greedy", "win_rate", "win_rate_low", "kl_to_sft", "mean_tokens", "stop_rate")
+FIGURES = ("gold_reward", "gold_reward_greedy", "proxy_reward", "win_rate", "win_rate_low", "kl_to_sft", "stop_rate")
 STAGES = (
     "prepare",
     "validate",
@@ -34,7 +34,7 @@ STAGES = (
 def main() -> None:
     """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[17, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[17, 1, 2, 3])
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
     results = {seed: run(seed, options.folder / f"seed-{seed}") for seed in options.seeds}
