@@ -92,6 +92,9 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         panels[0].set_yticks(range(len(names[kind])), names[kind][::-1])
         panels[0].set_ylabel(f"{kind} head")
         for panel, (noise, rows) in zip(panels, gaps[kind].items(), strict=True):
+            if not rows:
+                panel.axis("off")
+                continue
             rate = np.mean([cell["rate"] for cell in found[noise]])
             panel.set_title(f"{noise.replace('_', ' ')}, {rate:.0%} wrong", fontsize=9)
             panel.axvline(0, color="black", linewidth=0.8)
