@@ -21,8 +21,6 @@ from rlhf.trust import Trust
 if TYPE_CHECKING:
     import pyarrow
 
-    from rlhf.groupings import Grouping
-
 Action = Literal["keep", "drop", "relabel"]
 ACTIONS: tuple[Action, ...] = ("keep", "drop", "relabel")
 RELABEL_ABOVE = 0.9
@@ -38,8 +36,8 @@ class LabelAudit:
     """What is known of each pair, in the order of the data.
 
     `texts` and `figures` are columns by name (prompt, chosen, rejected; what training noted); `trust` and
-    `contradictions` are None where nobody asked the other labels; `rate` is the noise rate used; `groupings` are the
-    columns by which labels are wrong together, where no groups were named.
+    `contradictions` are None where nobody asked the other labels; `rate` is the noise rate used; `groupings` are
+    sentences on columns by which labels are wrong together, where no groups were named.
     """
 
     ids: list[str]
@@ -51,7 +49,7 @@ class LabelAudit:
     rate: float
     estimate: NoiseEstimate | None
     left_out: int
-    groupings: Sequence[Grouping] = ()
+    groupings: Sequence[str] = ()
 
     @cached_property
     def actions(self) -> list[Action]:

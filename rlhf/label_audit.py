@@ -70,9 +70,9 @@ def audit_labels(
         rate = estimate.rate
         trust = trust_labels(differences, answers, rate, seed, groups, surface)
     contradictions = find_contradictions(differences, seed)
-    groupings = find_groupings(usable, differences, surface, rate, seed) if groups is None else []
+    found = find_groupings(usable, differences, surface, rate, seed) if groups is None else []
     ids, left_out = [row["id"] for row in usable], len(rows) - len(usable)
-    audit = LabelAudit(ids, texts, {}, groups, trust, contradictions, rate, estimate, left_out, groupings)
+    audit = LabelAudit(ids, texts, {}, groups, trust, contradictions, rate, estimate, left_out, list(map(str, found)))
     return AuditedRows(usable, audit)
 
 
